@@ -1,0 +1,32 @@
+/* The one table through which the engines (ingest, store, object server, later fetch) reach time, disk, memory and
+ * the network. Tests put their own functions here, so that any call can fail, be delayed or be recorded.
+ * Kernels (gear, hash, erofs, tables) call nothing of the kind: they compute on buffers. */
+#ifndef OS_ENV_H
+#define OS_ENV_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+typedef struct os_env {
+    void *context; /* borrowed, handed to every function */
+    int (*openat)(void *context, int directory, const char *path, int flags, mode_t mode);
+    int (*close)(void *context, int fd);
+    ssize_t (*read)(void *context, int fd, void *buffer, size_t size);
+    ssize_t (*write)(void *context, int fd, const void *buffer, size_t size);
+    ssize_t (*writev)(void *context, int fd, const struct iovec *parts, int count);
+    ssize_t (*pread)(void *context, int fd, void *buffer, size_t size, off_t offset);
+    ssize_t (*pwrite)(void *context, int fd, const void *buffer, size_t size, off_t offset);
+    int (*fdatasync)(void *context, int fd);
+    int (*renameat)(void *context, int from, const char *from_path, int to, const char *to_path);
+    int (*unlinkat)(void *context, int directory, const char *path, int flags);
+    uint64_t (*monotonic_ns)(void *context);
+    void *(*allocate)(void *context, size_t size);
+    void (*release)(void *context, void *memory);
+} os_env;
+
+/* The real system. Immutable. */
+extern const os_env os_env_system;
+
+#endif
