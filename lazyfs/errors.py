@@ -1,0 +1,27 @@
+"""What goes wrong between an image and a running process.
+
+OnesecError
+└── LazyfsError
+    ├── MountError       a step of a mount was refused
+    └── ContainerError   a container cannot be set up or started
+"""
+
+from __future__ import annotations
+
+from cext.errors import OnesecError
+
+
+class LazyfsError(OnesecError):
+    pass
+
+
+class MountError(LazyfsError):
+    pass
+
+
+class ContainerError(LazyfsError):
+    """status: what ``run`` exits with: 125 ours, 126 cannot execute, 127 not found."""
+
+    def __init__(self, message: str, *, hint: str | None = None, status: int = 125) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
