@@ -1,0 +1,278 @@
+"""Images in the layout: written from their index, opened for a mount.
+
+The road to a mount is short on purpose: two JSON documents, two files of cache/index hashed again, and nothing imported
+that costs time. The first open of an image decodes its two index blobs, lets `cext.check_image_sandboxed` judge them in
+a process without privileges, and only then gives them their names in cache/index; what has a name there was accepted by
+that check.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cext
+from registry.errors import BadBlobError, BadDocumentError, MissingBlobError
+from registry.layout import Layout, Lease
+from registry.model import (
+    DECODED_DIGEST,
+    DECODED_SIZE,
+    EROFS,
+    OCI_CONFIG,
+    PACK,
+    TABLES,
+    Descriptor,
+    Digest,
+    Manifest,
+    manifest_bytes,
+    parse_json,
+)
+from registry.reference import Reference
+
+INDEX_MAX = 4 << 30  # bytes decoded; OS_INDEX_MAX of cext/src/os_limits.h
+_TABLES_HEADER = struct.Struct("<8sIIIIIIQ24x")
+_BLOB_ROW = struct.Struct("<32sQII")
+_EROFS_INODES = struct.Struct("<Q")  # at byte 16 of the super block, which is at 1024
+
+
+@dataclass(slots=True)
+class OpenedImage:
+    """An image ready to be mounted. All descriptors are owned and closed by `close`; `with` does it.
+
+    erofs, tables: read-only, verified, with their paths. packs: the directory with every blob under its hex digest.
+    lease: keeps gc away; hand a copy of its descriptor to whoever serves the image.
+    """
+
+    name: str
+    manifest: Manifest
+    domain: str
+    config: Mapping[str, Any]
+    erofs: int
+    erofs_path: str
+    tables: int
+    tables_path: str
+    packs: int
+    lease: Lease
+    _closed: bool = field(default=False, repr=False)
+
+    @property
+    def digest(self) -> Digest:
+        return self.manifest.digest
+
+    def close(self) -> None:
+        """Closes the descriptors; the lease ends unless it was handed over before."""
+        if not self._closed:
+            self._closed = True
+            for fd in (self.erofs, self.tables, self.packs):
+                os.close(fd)
+            self.lease.release()
+
+    def __enter__(self) -> OpenedImage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_image(layout: Layout, reference: Reference) -> OpenedImage:
+    """Resolves, verifies and leases an image. Raises MissingImageError, BadDocumentError, BadBlobError, cext
+    CorruptError.
+    """
+    resolved, lease = layout.resolve_leased(reference)
+    fds: list[int] = []
+    try:
+        manifest = resolved.manifest.require_image()
+        config = parse_config(layout.read(manifest.config), f"config of {resolved.name}")
+        erofs, tables = manifest.only(EROFS), manifest.only(TABLES)
+        paths = [_decoded_path(layout, blob) for blob in (erofs, tables)]
+        for path, blob in zip(paths, (erofs, tables), strict=True):
+            if (fd := _open_decoded(path, blob)) is not None:
+                fds.append(fd)
+        if len(fds) < 2:
+            while fds:
+                os.close(fds.pop())
+            decode_index(layout, manifest)
+            for path, blob in zip(paths, (erofs, tables), strict=True):
+                fd = _open_decoded(path, blob)
+                if fd is None:
+                    raise BadBlobError(str(blob.digest), f"decoded copy {path} changed while it was read")
+                fds.append(fd)
+        packs = layout.open_blobs()
+        return OpenedImage(
+            resolved.name, manifest, resolved.domain, config, fds[0], paths[0], fds[1], paths[1], packs, lease
+        )
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        lease.release()
+        raise
+
+
+def parse_config(raw: bytes, what: str) -> dict[str, Any]:
+    """An OCI image config whose fields have the types that OCI gives them. Unknown fields stay; nobody acts on them."""
+    document = parse_json(raw, what)
+    if not isinstance(document, dict):
+        raise BadDocumentError(what, "not an object")
+    inner = document.get("config")
+    if inner is None:
+        inner = {}
+    if not isinstance(inner, dict):
+        raise BadDocumentError(what, f"config: got {type(inner).__name__}, want an object")
+    for key in ("User", "WorkingDir", "StopSignal"):
+        if not isinstance(inner.get(key) or "", str) or "\0" in (inner.get(key) or ""):
+            raise BadDocumentError(what, f"{key}: want a string without NUL")
+    for key in ("Env", "Entrypoint", "Cmd", "Shell"):
+        words = inner.get(key) or []
+        if not isinstance(words, list) or not all(isinstance(word, str) and "\0" not in word for word in words):
+            raise BadDocumentError(what, f"{key}: want a list of strings without NUL")
+    for word in inner.get("Env") or []:
+        if word.startswith("="):
+            raise BadDocumentError(what, f"Env: {word[:100]!r} has no name")
+    for key in ("Volumes", "ExposedPorts", "Labels"):
+        if not isinstance(inner.get(key) or {}, dict):
+            raise BadDocumentError(what, f"{key}: want an object")
+    for key in ("os", "architecture", "variant"):
+        if not isinstance(document.get(key) or "", str):
+            raise BadDocumentError(what, f"{key}: want a string")
+    document["config"] = inner
+    return document
+
+
+# ---------------------------------------------------------------------- decoded index blobs
+
+
+def _decoded_path(layout: Layout, blob: Descriptor) -> str:
+    digest, _ = blob.decoded
+    return f"{layout.cache_path('index')}/{digest.hex()}"
+
+
+def _open_decoded(path: str, blob: Descriptor) -> int | None:
+    """The decoded copy, hashed again, or None if there is none that is right."""
+    digest, size = blob.decoded
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        if os.fstat(fd).st_size == size and cext.hash_file(fd, size) == digest:
+            good, fd = fd, -1
+            return good
+        return None
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def decode_index(layout: Layout, manifest: Manifest) -> None:
+    """Decodes fs.erofs and the tables into cache/index, once both were checked. Raises what the check raises."""
+    blobs = (manifest.only(EROFS), manifest.only(TABLES))
+    for blob in blobs:
+        if blob.decoded[1] > INDEX_MAX:
+            raise BadBlobError(str(blob.digest), f"decoded size: got {blob.decoded[1]}, want at most {INDEX_MAX}")
+    directory = layout.cache_path("index")
+    temporaries: list[str] = []
+    fds: list[int] = []
+    try:
+        for blob in blobs:
+            layout.verify_blob(blob)
+            path = f"{directory}/tmp-{os.getpid()}-{os.urandom(6).hex()}"
+            fds.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            temporaries.append(path)
+            fcntl.flock(fds[-1], fcntl.LOCK_SH)  # until we are done fsck leaves it alone
+            decode_blob(layout, blob, fds[-1])
+        cext.check_image_sandboxed(fds[0], fds[1])
+        for fd, path, blob in zip(fds, temporaries, blobs, strict=True):
+            os.fsync(fd)
+            os.rename(path, _decoded_path(layout, blob))
+    finally:
+        for path in temporaries:
+            if os.path.exists(path):
+                os.unlink(path)
+        for fd in fds:
+            os.close(fd)
+
+
+def decode_blob(layout: Layout, blob: Descriptor, target: int) -> None:
+    """Writes the decoded bytes of an index blob, whose own bytes were verified, to target; checks size and BLAKE3."""
+    digest, size = blob.decoded
+    source = layout.open_blob(blob.digest)
+    try:
+        got = cext.decode_stream(source, target, size)
+    finally:
+        os.close(source)
+    if got != digest:
+        raise BadBlobError(str(blob.digest), f"decoded content: got blake3:{got.hex()}, want blake3:{digest.hex()}")
+
+
+def read_decoded(layout: Layout, blob: Descriptor) -> bytes:
+    """The decoded bytes of an index blob, verified on the way."""
+    digest, size = blob.decoded
+    if size > INDEX_MAX:
+        raise BadBlobError(str(blob.digest), f"decoded size: got {size}, want at most {INDEX_MAX}")
+    layout.verify_blob(blob)
+    fd = os.memfd_create("onesec-index", os.MFD_CLOEXEC)
+    with open(fd, "rb", buffering=0) as file:
+        decode_blob(layout, blob, fd)
+        file.seek(0)
+        data = file.read(size)
+    if len(data) != size or cext.blake3(data) != digest:
+        raise BadBlobError(str(blob.digest), "decoded content changed while it was read")
+    return data
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def put_index(layout: Layout, data: bytes, media_type: str) -> Descriptor:
+    """Compresses an index blob into the layout, durable on return. The descriptor says what it decodes to."""
+    from registry import zstd
+
+    annotations = {DECODED_DIGEST: "blake3:" + cext.blake3(data).hex(), DECODED_SIZE: str(len(data))}
+    return layout.put(zstd.compress(data), media_type, annotations)
+
+
+def pack_descriptor(layout: Layout, digest: Digest) -> Descriptor:
+    """The descriptor of a pack of the layout."""
+    try:
+        size = os.stat(layout.blob_path(digest), follow_symlinks=False).st_size
+    except FileNotFoundError as error:
+        raise MissingBlobError(str(digest)) from error
+    return Descriptor(PACK, digest, size)
+
+
+def tables_blobs(tables: bytes | memoryview) -> tuple[Descriptor, ...]:
+    """The packs that (checked) tables refer to, in digest order."""
+    _, count, *_ = _TABLES_HEADER.unpack_from(tables)
+    rows = (_BLOB_ROW.unpack_from(tables, _TABLES_HEADER.size + row * _BLOB_ROW.size) for row in range(count))
+    return tuple(Descriptor(PACK, Digest.from_bytes(digest), size) for digest, size, _, _ in rows)
+
+
+def manifest_for_image(
+    layout: Layout, *, config: bytes, erofs: bytes, tables: bytes, layers: Sequence[Descriptor]
+) -> Manifest:
+    """Stores the index blobs, config and manifest of an image whose layers and packs are in the layout. Tags nothing.
+
+    layers: layer indexes, bottom first.
+    """
+    parse_config(config, "config")
+    packs = tables_blobs(tables)
+    for blob in (*layers, *packs):
+        if not layout.has(blob):
+            raise MissingBlobError(str(blob.digest))
+    raw = manifest_bytes(
+        config=layout.put(config, OCI_CONFIG),
+        erofs=put_index(layout, erofs, EROFS),
+        tables=put_index(layout, tables, TABLES),
+        layers=layers,
+        packs=packs,
+        size=_TABLES_HEADER.unpack_from(tables)[7],
+        files=_EROFS_INODES.unpack_from(erofs, 1024 + 16)[0],
+    )
+    manifest = Manifest.parse(raw)
+    stored = layout.put(raw, manifest.media_type)
+    assert stored.digest == manifest.digest
+    return manifest
