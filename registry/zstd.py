@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from typing import BinaryIO
+from typing import Protocol
 
 import zstandard
 
@@ -18,22 +17,23 @@ def compress(data: bytes | memoryview) -> bytes:
     return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False, write_content_size=True).compress(data)
 
 
-class Reader(io.RawIOBase):
-    """The decompressed bytes of a stream of one or more frames. Truncation and damage raise CorruptError, never look
-    like the end.
+class Readable(Protocol):
+    def read(self, limit: int = ..., /) -> bytes: ...
+
+
+class Reader:
+    """The plain bytes of a stream of frames; memory is bounded by the window. Damage raises CorruptError.
+
+    A stream cut short between two blocks can't be told from its end here: whoever reads compares digests.
     """
 
-    def __init__(self, source: BinaryIO) -> None:
-        self._source = source
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
-        self._reader = self._decompressor.stream_reader(source, read_across_frames=True, closefd=False)
+    def __init__(self, source: Readable) -> None:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
+        self._reader = decompressor.stream_reader(source, read_across_frames=True, closefd=False)
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+    def read_some(self, limit: int) -> bytes:
+        """1 to limit bytes, or none at the end."""
         try:
-            return self._reader.readinto(view)
+            return self._reader.read(limit)
         except zstandard.ZstdError as error:
             raise CorruptError(f"zstd stream: {error}") from error
