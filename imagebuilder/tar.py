@@ -178,7 +178,7 @@ class TarReader:
             if flag == ord("V"):  # volume label
                 continue
             if flag not in _TYPES:
-                raise BadArchiveError(f"tar: got a member of type {chr(flag)!r}, want a file, link, directory, device or fifo")
+                raise BadArchiveError(f"tar: got a member of type {chr(flag)!r}, which is none of ours")
             self._member = self._parse(header, _TYPES[flag], extended)
             return self._member
 
@@ -198,8 +198,9 @@ class TarReader:
         name = records.get(b"path") or extended.name or name
         if kind is Type.FILE and header[156] in b"\x000" and name.endswith(b"/"):
             kind = Type.DIRECTORY  # as before POSIX
-        stored = _decimal(records[b"size"], "size") if records.get(b"size") else _number(header[124:136], "size",
-        _SIZE_MAX) if kind is not Type.FILE:
+        record = records.get(b"size")
+        stored = _decimal(record, "size") if record else _number(header[124:136], "size", _SIZE_MAX)
+        if kind is not Type.FILE:
             stored = 0  # as Go has it: what has no content has none, whatever its size field says
         self._left, self._padding = stored, -stored % _BLOCK
         size, pieces = stored, None
@@ -421,8 +422,7 @@ def _check_pieces(pieces: tuple[tuple[int, int], ...], size: int, stored: int) -
 
 
 def _pax(data: bytes, records: dict[bytes, bytes], sparse: list[bytes]) -> None:
-    """Adds the records of one pax header: `length key=value\\n`. An empty value takes the key away, except for xattrs.
-    """
+    """Adds the records of one pax header: `length key=value\\n`. An empty value drops the key, but not for xattrs."""
     position = 0
     while position < len(data):
         space = data.find(b" ", position, position + 12)
@@ -460,7 +460,7 @@ def _xattrs(records: dict[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
     kept = {name: value for name, value in found.items() if keep_xattr(name)}
     total = sum(len(name) + len(value) for name, value in kept.items())
     if total > _XATTR_TOTAL_MAX or any(len(value) > _XATTR_VALUE_MAX for value in kept.values()):
-        raise LimitError(f"tar: xattrs: got {total} bytes, want at most {_XATTR_TOTAL_MAX} and {_XATTR_VALUE_MAX} in one")
+        raise LimitError(f"tar: xattrs: got {total} bytes, want at most {_XATTR_TOTAL_MAX}, {_XATTR_VALUE_MAX} in one")
     return tuple(sorted(kept.items()))
 
 

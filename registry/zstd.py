@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import BinaryIO, Protocol, cast
 
 import zstandard
 
@@ -29,7 +29,7 @@ class Reader:
 
     def __init__(self, source: Readable) -> None:
         decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
-        self._reader = decompressor.stream_reader(source, read_across_frames=True, closefd=False)
+        self._reader = decompressor.stream_reader(cast(BinaryIO, source), read_across_frames=True, closefd=False)
 
     def read_some(self, limit: int) -> bytes:
         """1 to limit bytes, or none at the end."""
