@@ -1,0 +1,332 @@
+"""The mounts that make an image a file tree: EROFS for the metadata, overlayfs to join it with the object mount.
+
+Everything is made detached (fsopen, fsmount) and appears in the file system in one last step, so a failure at any point
+leaves nothing: descriptors are closed, and a detached mount goes with its last descriptor. The options are the measured
+ones; each other combination is refused by some kernel or, worse, reads as zeros:
+
+    lowerdir=META::DATA   DATA is a data-only lower (6.5): reached through redirects only, never listed
+    metacopy, redirect_dir  follow the names that fs.erofs carries; both are needed together
+    xino=off              st_ino stays below 2^63
+    index=on              with an upper: a changed hard link stays a hard link
+
+A user's mount is remembered in <run-dir>/mounts/<id>.json; what makes it one of ours is its source in the mount table.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import cext
+from cext.errors import CorruptError, UnsupportedError
+from lazyfs.errors import MountError
+
+SOURCE = "onesec"
+"""First column of the mount table, for overlays and portable mounts alike."""
+
+ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV = 0x1, 0x2, 0x4
+
+_FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
+_SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
+_MOVE_FROM_FD = 0x4
+_UMOUNT_NOFOLLOW = 8
+
+_LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
+_LOOP_READ_ONLY, _LOOP_AUTOCLEAR = 1, 4
+_LOOP_CONFIG = struct.Struct("=II 5Q 4I 64s 64s 32s 2Q 8Q")
+_LOOP_TRIES = 16
+
+Mode = Literal["kernel", "portable"]
+
+
+@dataclass(frozen=True, slots=True)
+class MountRecord:
+    """What ``mount`` did, for ``umount`` and for people. target is a real path."""
+
+    id: str
+    target: str
+    name: str
+    digest: str
+    domain: str
+    mode: Mode
+
+
+# ---------------------------------------------------------------------- detached mounts
+
+
+def erofs(file: int, *, name: str) -> int:
+    """A detached, read-only EROFS mount of an index file (verified by the caller). name: for messages.
+
+    Straight from the file where kernel (6.12) and file system allow it, else through a loop device that frees itself.
+    """
+    try:
+        return _erofs(f"/proc/self/fd/{file}", name)
+    except MountError as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or cause.errno != errno.ENOTBLK:
+            raise
+    path, device = _loop(file, name)
+    try:
+        return _erofs(path, name)
+    finally:
+        os.close(device)  # the mount keeps the device; autoclear frees it with the mount
+
+
+def _erofs(source: str, name: str) -> int:
+    with _filesystem("erofs") as context:
+        _create(context, f"{name}: mount of its metadata", [("source", source), ("ro", None)])
+        return cext.fsmount(context, _FSMOUNT_CLOEXEC, ATTR_RDONLY | ATTR_NODEV)
+
+
+def overlay(
+    metadata: int, objects: int, *, name: str, upper: int | None = None, work: int | None = None, attributes: int
+) -> int:
+    """A detached overlay of an EROFS mount over the data-only objects, read-only without an upper directory."""
+    options: list[tuple[str, str | None]] = [
+        ("source", SOURCE),
+        ("lowerdir", f"/proc/self/fd/{metadata}::/proc/self/fd/{objects}"),
+        ("metacopy", "on"),
+        ("redirect_dir", "on"),
+        ("xino", "off"),
+    ]
+    if upper is None:
+        options += [("ro", None)]
+        attributes |= ATTR_RDONLY
+    else:
+        options += [("index", "on"), ("upperdir", f"/proc/self/fd/{upper}"), ("workdir", f"/proc/self/fd/{work}")]
+    with _filesystem("overlay") as context:
+        _create(context, f"{name}: overlay", options)
+        return cext.fsmount(context, _FSMOUNT_CLOEXEC, attributes)
+
+
+def memory(name: str) -> int:
+    """A detached tmpfs for what a container writes."""
+    with _filesystem("tmpfs") as context:
+        _create(context, f"{name}: scratch in memory", [("source", SOURCE), ("mode", "0700")])
+        return cext.fsmount(context, _FSMOUNT_CLOEXEC, ATTR_NODEV)
+
+
+def attach(tree: int, target: int) -> None:
+    """Makes a detached mount appear on an open directory."""
+    cext.move_mount(tree, "", target, "", _MOVE_FROM_FD | 0x40)
+
+
+@contextmanager
+def _filesystem(kind: str) -> Iterator[int]:
+    try:
+        context = cext.fsopen(kind, _FSOPEN_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise UnsupportedError(
+                f"{kind}: not supported by this kernel", hint=f"a kernel with CONFIG_{_OPTION[kind]}, or --mode portable"
+            ) from error
+        if error.errno == errno.EPERM:
+            raise UnsupportedError(
+                f"{kind}: not permitted", hint="mounting needs root with CAP_SYS_ADMIN; --mode portable needs less"
+            ) from error
+        raise
+    try:
+        yield context
+    finally:
+        os.close(context)
+
+
+_OPTION = {"erofs": "EROFS_FS", "overlay": "OVERLAY_FS", "tmpfs": "TMPFS", "fuse": "FUSE_FS"}
+
+
+def _create(context: int, what: str, options: list[tuple[str, str | None]]) -> None:
+    try:
+        for key, value in options:
+            cext.fsconfig(context, _SET_FLAG if value is None else _SET_STRING, key, value, 0)
+        cext.fsconfig(context, _CMD_CREATE, None, None, 0)
+    except OSError as error:
+        said = _kernel_words(context) or os.strerror(error.errno or 0).lower()
+        raise MountError(f"{what}: {said}") from error
+
+
+def _kernel_words(context: int) -> str:
+    """What the kernel wrote into the context's log, one message a read, each with a level letter in front."""
+    words = []
+    with suppress(OSError):
+        while len(words) < 8 and (message := os.read(context, 1024)):
+            words.append(message.decode(errors="replace").strip()[2:])
+    return "; ".join(words)
+
+
+def _loop(file: int, name: str) -> tuple[str, int]:
+    """A loop device over a file: its path and an open descriptor."""
+    path = os.readlink(f"/proc/self/fd/{file}").encode()[-63:]
+    flags = _LOOP_READ_ONLY | _LOOP_AUTOCLEAR
+    config = _LOOP_CONFIG.pack(file, 4096, 0, 0, 0, 0, 0, 0, 0, 0, flags, path, b"", b"", *[0] * 10)
+    try:
+        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise UnsupportedError(
+            f"{name}: its file system cannot back an EROFS mount and there are no loop devices",
+            hint="put --root on ext4 or xfs, load the loop module, or use --mode portable",
+        ) from error
+    try:
+        for _ in range(_LOOP_TRIES):
+            device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
+            fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(fd, _LOOP_CONFIGURE, config)
+                kept, fd = fd, -1
+                return device, kept
+            except OSError as error:
+                if error.errno != errno.EBUSY:  # EBUSY: somebody was faster
+                    raise
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+    except OSError as error:
+        raise MountError(f"{name}: loop device: {os.strerror(error.errno or 0).lower()}") from error
+    finally:
+        os.close(control)
+    raise MountError(f"{name}: no free loop device after {_LOOP_TRIES} tries")
+
+
+# ---------------------------------------------------------------------- targets
+
+
+@contextmanager
+def target_directory(path: str) -> Iterator[tuple[str, int]]:
+    """The real path of a directory to mount on, and the directory open. Refuses what is one of our mounts already."""
+    real = os.path.realpath(path)
+    if any(mount.target == real and mount.ours for mount in mount_table()):
+        raise MountError(f"{path}: got a onesec mount, want a plain directory", hint=f"onesec umount {path}")
+    try:
+        fd = os.open(real, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise MountError(f"{path}: no such directory", hint=f"mkdir -p {path}") from error
+    except NotADirectoryError as error:
+        raise MountError(f"{path}: got something else, want a directory") from error
+    try:
+        yield real, fd
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One row of the mount table, later rows lie over earlier ones."""
+
+    target: str
+    kind: str
+    source: str
+
+    @property
+    def ours(self) -> bool:
+        return self.source == SOURCE and self.kind in ("overlay", "fuse", f"fuse.{SOURCE}")
+
+
+def mount_table() -> list[TableRow]:
+    """This process's mounts."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        lines = file.read().splitlines()
+    rows = []
+    for line in lines:
+        left, _, right = line.partition(b" - ")
+        kind, source = right.split(b" ")[:2]
+        rows.append(TableRow(_unescape(left.split(b" ")[4]), os.fsdecode(kind), _unescape(source)))
+    return rows
+
+
+def _unescape(field: bytes) -> str:
+    if b"\\" not in field:
+        return os.fsdecode(field)
+    parts = field.split(b"\\")
+    return os.fsdecode(parts[0] + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in parts[1:]))
+
+
+# ---------------------------------------------------------------------- what is mounted
+
+
+class MountRecords:
+    """The records of one run directory. All changes happen under one flock, which dies with its process."""
+
+    def __init__(self, run_dir: str | os.PathLike[str]) -> None:
+        self._path = f"{os.fspath(run_dir)}/mounts"
+        os.makedirs(self._path, 0o700, exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def add(self, record: MountRecord) -> None:
+        path = f"{self._path}/{record.id}.json"
+        fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "w") as file:
+            json.dump(asdict(record), file)
+        os.rename(f"{path}.tmp", path)
+
+    def remove(self, record: MountRecord) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(f"{self._path}/{record.id}.json")
+
+    def all(self) -> list[MountRecord]:
+        """Every readable record. A broken one counts for nothing: the mount table is the truth."""
+        records = []
+        for name in sorted(os.listdir(self._path)):
+            if name.endswith(".json"):
+                with suppress(OSError, ValueError, TypeError), open(f"{self._path}/{name}", "rb") as file:
+                    records.append(MountRecord(**json.load(file)))
+        return records
+
+    def prune(self) -> list[MountRecord]:
+        """Drops and returns the records whose mount is gone (somebody called umount(8)). Call it inside ``locked``."""
+        targets = {row.target for row in mount_table() if row.ours}
+        stale = [record for record in self.all() if record.target not in targets]
+        for record in stale:
+            self.remove(record)
+        return stale
+
+
+def unmount(path: str) -> str:
+    """Undoes the topmost mount of ours on a path; works without its server, its record, and on a broken connection."""
+    real = os.path.realpath(path)
+    rows = [row for row in mount_table() if row.target == real]
+    if not rows or not rows[-1].ours:
+        raise MountError(f"{path}: got no onesec mount")
+    try:
+        cext.umount2(real, _UMOUNT_NOFOLLOW)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise MountError(
+                f"{path}: in use", hint="end the processes that use it; `fuser -vm` names them"
+            ) from error
+        raise MountError(f"{path}: {os.strerror(error.errno or 0).lower()}") from error
+    return real
+
+
+def check_objects(objects: int) -> None:
+    """The data-only lower has to be a directory: anything else would read as missing files."""
+    try:
+        os.close(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=objects))
+    except OSError as error:
+        raise CorruptError(f"object mount: {os.strerror(error.errno or 0).lower()}") from error
+
+
+def mount_image(file: int, objects: int, target: int, *, name: str) -> None:
+    """Mounts an image read-only on an open directory. All descriptors are borrowed.
+
+    nosuid and nodev: the tree is reachable by every user of the host.
+    """
+    with ExitStack() as stack:
+        metadata = erofs(file, name=name)
+        stack.callback(os.close, metadata)
+        tree = overlay(metadata, objects, name=name, attributes=ATTR_NOSUID | ATTR_NODEV)
+        stack.callback(os.close, tree)
+        attach(tree, target)

@@ -1,0 +1,91 @@
+"""What the running kernel allows: the kernel path needs EROFS, overlayfs with a data-only lower, and FUSE.
+
+Asked by doing it, on an empty tmpfs that is attached nowhere: version numbers lie on distribution kernels.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import cext
+from cext.errors import UnsupportedError
+from lazyfs import mount
+from lazyfs.errors import MountError
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFeatures:
+    """release: as uname gives it. Each flag: the kernel does it, here, for this process."""
+
+    release: str
+    new_mount_calls: bool
+    erofs: bool
+    overlay: bool
+    data_only_lower: bool
+    fuse: bool
+
+    def missing(self) -> str | None:
+        """The first thing that the kernel path lacks, in words, or None."""
+        if not self.new_mount_calls:
+            return "the new mount calls (fsopen), Linux 5.2, as root"
+        if not self.erofs:
+            return "EROFS (CONFIG_EROFS_FS)"
+        if not self.overlay:
+            return "overlayfs (CONFIG_OVERLAY_FS)"
+        if not self.data_only_lower:
+            return "overlayfs with data-only lower directories, Linux 6.5"
+        if not self.fuse:
+            return "FUSE (/dev/fuse)"
+        return None
+
+    def require(self) -> None:
+        if (missing := self.missing()) is not None:
+            raise UnsupportedError(
+                f"kernel {self.release}: got no {missing}",
+                hint="boot a newer kernel (Debian 12: the one of bookworm-backports), or use `mount --mode portable`",
+            )
+
+
+def probe() -> KernelFeatures:
+    """Asks the kernel; takes about a millisecond and leaves nothing."""
+    release = os.uname().release
+    fuse = os.path.exists("/dev/fuse")
+    erofs, overlay = _opens("erofs"), _opens("overlay")
+    if erofs is None or overlay is None:
+        return KernelFeatures(release, False, False, False, False, fuse)
+    return KernelFeatures(release, True, erofs, overlay, overlay and _data_only(), fuse)
+
+
+def _opens(kind: str) -> bool | None:
+    """Whether a file system type is there (modules are loaded by the asking); None if the question is not allowed."""
+    try:
+        os.close(cext.fsopen(kind, 1))
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return False
+        if error.errno in (errno.ENOSYS, errno.EPERM):
+            return None
+        raise
+    return True
+
+
+def _data_only() -> bool:
+    with ExitStack() as stack:
+
+        def opened(fd: int) -> int:
+            stack.callback(os.close, fd)
+            return fd
+
+        scratch = opened(mount.memory("probe"))
+        lowers = []
+        for name in ("metadata", "objects"):
+            os.mkdir(name, dir_fd=scratch)
+            lowers.append(opened(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=scratch)))
+        try:
+            opened(mount.overlay(lowers[0], lowers[1], name="probe", attributes=0))
+        except MountError:
+            return False
+        return True
