@@ -125,7 +125,8 @@ def _filesystem(kind: str) -> Iterator[int]:
     except OSError as error:
         if error.errno == errno.ENODEV:
             raise UnsupportedError(
-                f"{kind}: not supported by this kernel", hint=f"a kernel with CONFIG_{_OPTION[kind]}, or --mode portable"
+                f"{kind}: not supported by this kernel",
+                hint=f"a kernel with CONFIG_{_OPTION[kind]}, or --mode portable",
             ) from error
         if error.errno == errno.EPERM:
             raise UnsupportedError(
@@ -304,9 +305,7 @@ def unmount(path: str) -> str:
         cext.umount2(real, _UMOUNT_NOFOLLOW)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise MountError(
-                f"{path}: in use", hint="end the processes that use it; `fuser -vm` names them"
-            ) from error
+            raise MountError(f"{path}: in use", hint="end the processes that use it; `fuser -vm` names them") from error
         raise MountError(f"{path}: {os.strerror(error.errno or 0).lower()}") from error
     return real
 
