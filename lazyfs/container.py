@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -33,6 +34,7 @@ from lazyfs.runtime_config import (
     Machine,
     RunOptions,
     arguments,
+    environment,
     resolve_user,
     runtime_config,
     seccomp_for,
@@ -251,16 +253,13 @@ def _config(
         hostname=hostname,
         root=f"{bundle.path}/rootfs",
         seccomp=seccomp_for(_profile(settings.seccomp), _architectures()),
-        open_files=min(OPEN_FILES, _number("/proc/sys/fs/nr_open", OPEN_FILES)),
+        open_files=_open_files(),
     )
-    return runtime_config(
-        image,
-        options,
-        identity,
-        machine,
-        working_directory=_working_directory(root, image, options, [bind.destination for bind in binds]),
-        binds=binds,
-    )
+    mounted = [bind.destination for bind in binds]
+    directory = _working_directory(root, image, options, mounted)
+    variables = environment(image, options, hostname=hostname, home=identity.home)
+    _check_program(root, arguments(image, options), variables["PATH"], directory, mounted)
+    return runtime_config(image, options, identity, machine, working_directory=directory, binds=binds)
 
 
 def _working_directory(root: Root, image: ImageConfig, options: RunOptions, mounted: Sequence[str]) -> str:
@@ -350,12 +349,33 @@ def _destination(root: Root, path: str, kind: Literal["directory", "file"]) -> s
     return os.fsdecode(real)
 
 
-def _number(path: str, default: int) -> int:
-    try:
-        with open(path, "rb") as file:
-            return int(file.read(32))
-    except (OSError, ValueError):
-        return default
+def _open_files() -> int:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+
+
+def _check_program(root: Root, words: Sequence[str], path: str, directory: str, mounted: Sequence[str]) -> None:
+    """Says what cannot be executed before the runtime would, in our words. What lies in a volume only it can see."""
+    name = words[0]
+    places = [name] if "/" in name else [f"{place or '.'}/{name}" for place in path.split(":")]
+    targets = [os.fsencode(target) for target in (*mounted, "/dev", "/proc", "/sys")]
+    refused = False
+    for place in places:
+        full = os.path.normpath(os.fsencode(os.path.join(directory, place)))
+        if beneath(full, targets):
+            return
+        try:
+            real, mode = root.look(os.fsencode(os.path.join(directory, place)))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if beneath(real, targets):
+            return
+        if stat.S_ISREG(mode) and mode & 0o111:
+            return
+        refused = True
+    if refused:
+        raise ContainerError(f"{name}: permission denied: not an executable file", status=126)
+    raise ContainerError(f"{name}: not found in the image", status=127)
 
 
 def _profile(configured: str | None) -> dict[str, object]:

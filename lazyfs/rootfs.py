@@ -80,6 +80,12 @@ class Root:
                     raise ContainerError(f"{_show(path)} in the image: got {_kind(mode)}, want {want}")
             return real
 
+    def look(self, path: bytes) -> tuple[bytes, int]:
+        """The real path of what is there and its mode. Raises FileNotFoundError, NotADirectoryError."""
+        with ExitStack() as stack:
+            real, fd = self._walk(path, None, stack)
+            return real, os.fstat(fd).st_mode
+
     def _walk(self, path: bytes, create: Create | None, stack: ExitStack) -> tuple[bytes, int]:
         if len(path) > PATH_MAX or b"\0" in path:
             raise ContainerError(f"{_show(path[:60])}…: got {len(path)} bytes, want a path of at most {PATH_MAX}")
