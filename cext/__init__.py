@@ -1,0 +1,7 @@
+"""The typed face of the C hot path."""
+
+from __future__ import annotations
+
+from cext._native import fsconfig, fsmount, fsopen, launch, mount, move_mount, open_tree, umount2, unshare
+
+__all__ = ["fsconfig", "fsmount", "fsopen", "launch", "mount", "move_mount", "open_tree", "umount2", "unshare"]

@@ -1,7 +1,4 @@
 /* cext.launch(): os_launch.h for Python. */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
 #include "os_launch.h"
 #include "py_common.h"
 

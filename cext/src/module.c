@@ -1,0 +1,34 @@
+/* cext._native: one line for each py_<type>.c. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+int os_py_add_launch(PyObject *module);
+int os_py_add_mount(PyObject *module);
+
+static int (*const PARTS[])(PyObject *) = {
+    os_py_add_launch,
+    os_py_add_mount,
+};
+
+static int execute(PyObject *module) {
+    for (size_t at = 0; at < sizeof PARTS / sizeof *PARTS; at++)
+        if (PARTS[at](module) < 0)
+            return -1;
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, execute},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "cext._native",
+    .m_doc = "The C hot path. See cext/__init__.py.",
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__native(void) {
+    return PyModuleDef_Init(&definition);
+}

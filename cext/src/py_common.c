@@ -1,0 +1,36 @@
+#include "py_common.h"
+
+static const char *class_name(os_code code) {
+    switch (code) {
+    case OS_LIMIT:
+        return "LimitError";
+    case OS_MISSING:
+        return "MissingError";
+    case OS_CLOSED:
+        return "ClosedError";
+    default:
+        return "CorruptError";
+    }
+}
+
+PyObject *os_py_raise(const os_failure *failure) {
+    if (failure->code == OS_MEMORY)
+        return PyErr_NoMemory();
+    PyObject *value = NULL, *type = NULL;
+    if (failure->code == OS_SYSTEM) {
+        /* OSError picks its subclass (FileNotFoundError, …) only when it is called. */
+        value = PyObject_CallFunction(PyExc_OSError, "is", failure->error, failure->message);
+        if (value != NULL)
+            PyErr_SetObject((PyObject *)Py_TYPE(value), value);
+        Py_XDECREF(value);
+        return NULL;
+    }
+    PyObject *errors = PyImport_ImportModule("cext.errors");
+    if (errors != NULL)
+        type = PyObject_GetAttrString(errors, class_name(failure->code));
+    if (type != NULL)
+        PyErr_SetString(type, failure->message);
+    Py_XDECREF(type);
+    Py_XDECREF(errors);
+    return NULL;
+}

@@ -1,0 +1,13 @@
+/* What every py_<type>.c shares: failures become exceptions in one place. */
+#ifndef OS_PY_COMMON_H
+#define OS_PY_COMMON_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "os_result.h"
+
+/* Sets the exception of cext.errors (or OSError, MemoryError) that stands for the failure. Always returns NULL. */
+PyObject *os_py_raise(const os_failure *failure);
+
+#endif
