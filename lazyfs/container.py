@@ -17,6 +17,7 @@ import resource
 import shutil
 import signal
 import stat
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -67,8 +68,11 @@ _FORWARDED = (
     signal.SIGUSR2,
     signal.SIGALRM,
     signal.SIGCONT,
+    signal.SIGWINCH,
 )
 _INTERRUPTS_BEFORE_KILL = 3
+_TIOCSWINSZ = 0x5414
+_PTY_MAJORS = range(136, 144)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +258,7 @@ def _config(
         root=f"{bundle.path}/rootfs",
         seccomp=seccomp_for(_profile(settings.seccomp), _architectures()),
         open_files=_open_files(),
+        console=_console_size() if options.terminal else None,
     )
     mounted = [bind.destination for bind in binds]
     directory = _working_directory(root, image, options, mounted)
@@ -354,6 +359,14 @@ def _open_files() -> int:
     return OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
 
 
+def _console_size() -> tuple[int, int] | None:
+    try:
+        size = os.get_terminal_size(0)
+    except OSError:
+        return None  # stdin is no terminal; -t gives one all the same
+    return size.lines, size.columns
+
+
 def _check_program(root: Root, words: Sequence[str], path: str, directory: str, mounted: Sequence[str]) -> None:
     """Says what cannot be executed before the runtime would, in our words. What lies in a volume only it can see."""
     name = words[0]
@@ -413,7 +426,7 @@ def _supervise(program: Program, bundle: Bundle, tree: int, *, terminal: bool) -
         words.append("--cgroup-manager=disabled")
     words += ["run", "--bundle", bundle.path, bundle.id]
     hybrid = [os.fsencode(_HYBRID)] if os.path.isdir(_HYBRID) else []
-    with _SignalRelay() as relay:
+    with _SignalRelay(terminal=terminal) as relay:
         child = cext.launch(
             os.fsencode(program.path),
             [os.fsencode(word) for word in words],
@@ -429,7 +442,8 @@ def _supervise(program: Program, bundle: Bundle, tree: int, *, terminal: bool) -
 class _SignalRelay:
     """Signals of the client become the container's. Blocked until there is a child to send them to."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, terminal: bool) -> None:
+        self._terminal = terminal
         self._child = 0
         self._interrupts = 0
         self._handlers: dict[int, object] = {}
@@ -449,6 +463,10 @@ class _SignalRelay:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def _pass_on(self, number: int, _: object) -> None:
+        if number == signal.SIGWINCH:
+            if self._child and self._terminal:
+                _resize(self._child)
+            return
         if number in (signal.SIGINT, signal.SIGTERM):
             self._interrupts += 1
         if self._child:
@@ -466,6 +484,24 @@ class _SignalRelay:
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
         return 128 - code if code < 0 else code
+
+
+def _resize(runtime: int) -> None:
+    """Gives the container's terminal the size of ours: crun 1.8 passes SIGWINCH on, but not the size.
+
+    Setting the size makes the kernel signal the container. Its stdin may be anything by now, so it is looked at before
+    it is opened; opening a terminal has no effect on it.
+    """
+    with ExitStack() as stack, suppress(OSError, ValueError, IndexError):
+        size = os.get_terminal_size(0)
+        with open(f"/proc/{runtime}/task/{runtime}/children", "rb") as file:
+            container = int(file.read().split()[0])
+        seen = _owned(stack, os.open(f"/proc/{container}/fd/0", os.O_PATH | os.O_CLOEXEC))
+        found = os.fstat(seen)
+        if stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) in _PTY_MAJORS:
+            flags = os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+            terminal = _owned(stack, os.open(f"/proc/self/fd/{seen}", flags))
+            fcntl.ioctl(terminal, _TIOCSWINSZ, struct.pack("4H", size.lines, size.columns, 0, 0))
 
 
 def _explain(log: str, status: int) -> int:

@@ -125,6 +125,7 @@ class Machine:
     root: str  # absolute path of the mounted root file system
     seccomp: dict[str, object] | None
     open_files: int  # the most that RLIMIT_NOFILE may be
+    console: tuple[int, int] | None = None  # rows and columns of the client's terminal
 
 
 def image_config(document: Mapping[str, Any]) -> ImageConfig:
@@ -300,6 +301,9 @@ def runtime_config(
         "rlimits": [{"type": "RLIMIT_NOFILE", "hard": machine.open_files, "soft": machine.open_files}],
         "noNewPrivileges": False,
     }
+    if options.terminal and machine.console is not None:
+        rows, columns = machine.console
+        process["consoleSize"] = {"height": rows, "width": columns}
     linux: dict[str, object] = {
         "namespaces": [{"type": name} for name in _namespaces(options.network)],
         "maskedPaths": list(MASKED_PATHS),

@@ -23,6 +23,10 @@ static void on_signal(int number) {
     caught = number;
 }
 
+static void on_size(int number) {
+    (void)number;
+}
+
 static int complain(const char *what) {
     fprintf(stderr, "%s: %s\n", what, strerror(errno));
     return errno;
@@ -57,12 +61,6 @@ int main(int count, char **words) {
         return 0;
     if (strcmp(verb, "exit") == 0)
         return atoi(first);
-    if (strcmp(verb, "die") == 0) {
-        signal(atoi(first), SIG_DFL);
-        /* pid 1 ignores what it has no handler for; a child does not */
-        raise(atoi(first));
-        return 1;
-    }
     if (strcmp(verb, "words") == 0) {
         for (int at = 2; at < count; at++)
             printf("%s\n", words[at]);
@@ -107,11 +105,18 @@ int main(int count, char **words) {
         printf("%.*s\n", (int)size, buffer);
         return 0;
     }
-    if (strcmp(verb, "tty") == 0) {
-        struct winsize size = {0};
-        ioctl(0, TIOCGWINSZ, &size);
-        printf("tty %d%d%d %dx%d\n", isatty(0), isatty(1), isatty(2), size.ws_row, size.ws_col);
-        return 0;
+    if (strcmp(verb, "ttys") == 0) {
+        /* says the size again each time it changes, until SIGINT */
+        signal(SIGINT, on_signal);
+        signal(SIGWINCH, on_size);
+        while (!caught) {
+            struct winsize size = {0};
+            ioctl(0, TIOCGWINSZ, &size);
+            printf("tty %d%d%d %dx%d\n", isatty(0), isatty(1), isatty(2), size.ws_row, size.ws_col);
+            pause();
+        }
+        printf("caught %d\n", (int)caught);
+        return 40 + caught;
     }
     if (strcmp(verb, "trap") == 0) {
         for (int number = 1; number < 32; number++)

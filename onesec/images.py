@@ -1,0 +1,54 @@
+"""From a reference to an image that is served: the wiring of the layout, the object server and the portable server.
+
+`run` and `mount` come through here, so nothing slow is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from lazyfs.objects import Attachment, attach
+from onesec.config import Config
+from registry.image import OpenedImage, open_image
+from registry.layout import Layout
+from registry.reference import Reference
+
+
+@dataclass(frozen=True, slots=True)
+class ServedImage:
+    """An image whose objects are answered for.
+
+    objects: descriptor of the domain's object mount, borrowed from the attachment.
+    """
+
+    image: OpenedImage
+    attachment: Attachment
+
+    @property
+    def objects(self) -> int:
+        return self.attachment.objects
+
+    def keep(self) -> None:
+        """A mount outlives this process: the server goes on with the image until the mount is gone."""
+        self.attachment.keep()
+
+
+@contextmanager
+def served_image(reference: str, config: Config) -> Iterator[ServedImage]:
+    """Opens, verifies and attaches an image; detaches at the end unless it was kept."""
+    with (
+        open_image(Layout.open(config.root), Reference.parse(reference)) as image,
+        attach(image, run_dir=config.run_dir, root=config.root) as attachment,
+    ):
+        yield ServedImage(image, attachment)
+
+
+def serve_portable(reference: str, config: Config, target: str) -> tuple[str, str, str]:
+    """Starts the portable server on a directory; the image's name, digest and domain."""
+    from lazyfs.portable import start
+
+    with open_image(Layout.open(config.root), Reference.parse(reference)) as image:
+        start(image, target, run_dir=config.run_dir)
+        return image.name, str(image.digest), image.domain

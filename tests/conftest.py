@@ -1,0 +1,65 @@
+"""What every test is held to: no mount, descriptor or child process is left; what the machine lacks is said loudly."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.trees import build_tool
+
+REQUIRED_BY_REAL = ("crun", "mkfs.erofs", "cc")
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compares mounts, descriptors and children of this process before and after each test."""
+    before = _state()
+    yield
+    after = _state()
+    for what, old, new in zip(("mounts", "descriptors", "children"), before, after, strict=True):
+        left = new - old
+        assert not left, f"{request.node.nodeid} left {what}: {sorted(left)}"
+
+
+def _state() -> tuple[set[str], set[str], set[str]]:
+    with open("/proc/self/mountinfo") as file:
+        mounts = {" ".join(line.split()[4:6]) for line in file}
+    descriptors = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            descriptors.add(f"{name} -> {os.readlink(f'/proc/self/fd/{name}')}")
+        except FileNotFoundError:
+            continue  # the listing's own
+    children = set()
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/children") as file:
+            children.update(file.read().split())
+    return mounts, descriptors, children
+
+
+@pytest.fixture(scope="session")
+def real_machine() -> None:
+    """For tests of the real kernel and runtime: root and the programs. In CI a machine that lacks them is a failure."""
+    missing = [name for name in REQUIRED_BY_REAL if shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin") is None]
+    if os.geteuid() != 0:
+        missing.append("root")
+    if not missing:
+        return
+    message = f"this machine lacks {', '.join(missing)}"
+    if os.environ.get("CI") or os.environ.get("ONESEC_REQUIRE_ALL"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def tool(tmp_path_factory: pytest.TempPathFactory, real_machine: None) -> Path:
+    """The static program that the test images contain."""
+    try:
+        return build_tool(tmp_path_factory.mktemp("tool"))
+    except subprocess.CalledProcessError as error:
+        pytest.fail(f"the test program does not compile: {error}")
