@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from cext.errors import CorruptError
 from registry.errors import BadBlobError, BadDocumentError, MissingBlobError, MissingImageError
 from registry.model import (
     DOCUMENT_MAX,
@@ -393,12 +394,21 @@ class Layout:
     def chunk_map(self) -> ChunkMap:
         """Which pack has which chunk. One per process, opened after any fork; close it. Call it inside `writing`.
 
-        Packs that are gone (a killed gc, a deleted file) are forgotten here, so a hit always names a pack that is
-        there.
+        gc takes a pack out of the map before it deletes it, so only damage from outside leaves a pack in the map that
+        is not there: MissingBlobError, and fsck repairs it. It is not repaired here, where others may have the map
+        open.
         """
         import cext
 
-        return cext.ChunkMap(self.cache_path("chunks"))
+        chunks = cext.ChunkMap(self.cache_path("chunks"))
+        try:
+            for pack in chunks.packs():
+                if not os.path.exists(self.blob_path(Digest.from_bytes(pack))):
+                    raise MissingBlobError(str(Digest.from_bytes(pack)))
+        except BaseException:
+            chunks.close()
+            raise
+        return chunks
 
     def recall(self, key: str) -> LayerRecord | None:
         """The layer remembered under a key, if all its blobs are still there."""
@@ -422,6 +432,38 @@ class Layout:
         if not _STEP_KEY.fullmatch(key) or key.startswith("."):
             raise ValueError(f"step key {key[:100]!r}: want letters, digits, _ . : -")
         return f"{self.cache_path('steps')}/{key}"
+
+
+def is_pack(fd: int) -> bool:
+    """Whether a blob ends as packs do."""
+    size = os.fstat(fd).st_size
+    return size >= 8 and os.pread(fd, 8, size - 8) == b"OSPACKE1"
+
+
+def rebuild_chunk_map(layout: Layout, *, without: Iterable[Digest] = ()) -> None:
+    """Writes the chunk map anew from the packs that are there, except for those known to be damaged.
+
+    A table is gone with its pack, so a pack that vanished can't be taken out of the map chunk by chunk. Call it inside
+    `exclusive`: nobody may have the old map open.
+    """
+    import cext
+
+    path = layout.cache_path("chunks")
+    remove_tree(path)
+    os.mkdir(path, 0o700)
+    chunks = cext.ChunkMap(path)
+    try:
+        for digest in sorted(layout.digests() - set(without)):
+            fd = layout.open_blob(digest)
+            try:
+                if is_pack(fd):
+                    chunks.add_pack(digest.raw, cext.pack_table(fd))
+            except CorruptError:
+                continue  # fsck reports it; it gives no chunks to new layers
+            finally:
+                os.close(fd)
+    finally:
+        chunks.close()
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

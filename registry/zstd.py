@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import BinaryIO, Protocol, cast
 
 import zstandard
@@ -9,12 +10,29 @@ import zstandard
 from cext.errors import CorruptError
 
 _LEVEL = 3
+_STEP = 1 << 20
 _WINDOW_MAX = 1 << 27  # 128 MiB: what `zstd -d` takes without --long; bounds the memory that a frame can ask for
 
 
 def compress(data: bytes | memoryview) -> bytes:
     """One frame with its content size, no checksum. Same bytes for the same input, whatever the machine."""
     return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False, write_content_size=True).compress(data)
+
+
+def decode(source: int, target: int, size: int) -> None:
+    """Decompresses a file into another; the plain bytes must be exactly size."""
+    left = size
+    with open(source, "rb", closefd=False) as file:
+        reader = Reader(file)
+        while data := reader.read_some(min(left, _STEP) + 1):  # one byte more, so that too much is seen
+            if len(data) > left:
+                raise CorruptError(f"zstd stream: decodes to more than the {size} bytes that it declares")
+            left -= len(data)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(target, view) :]
+    if left:
+        raise CorruptError(f"zstd stream: decodes to {size - left} bytes, want {size}")
 
 
 class Readable(Protocol):

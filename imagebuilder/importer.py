@@ -1,0 +1,425 @@
+"""Images of other tools become native ones: layer by layer, each read once as a stream and verified on the way.
+
+`oci:` directories are read where they are. Everything else that skopeo can name is first copied to a directory on the
+layout's own file system, since skopeo can't hand over one layer at a time; the copy is removed when the import ends.
+
+A blob counts only if its SHA-256 is its digest and, decompressed, the diff_id that the config (itself pinned by the
+manifest) gives its layer. Layers are remembered by diff_id, so that an image's base is converted once.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cext.errors import UsageError
+from imagebuilder.errors import BadArchiveError, UnknownSourceError
+from imagebuilder.layer import (
+    BLOCK,
+    CHARACTER,
+    DIRECTORY,
+    FIFO,
+    FILE,
+    IMPLICIT,
+    LINK,
+    OPAQUE,
+    SYMLINK,
+    WHITEOUT,
+    LayerWriter,
+    Workshop,
+    assemble_image,
+    entry,
+    read_steps,
+)
+from imagebuilder.progress import Progress, Silent
+from imagebuilder.streams import Caps, Plain, Source
+from imagebuilder.tar import Member, TarReader, Type
+from registry import skopeo
+from registry.errors import BadBlobError, BadDocumentError, BadReferenceError, MissingBlobError, MissingImageError
+from registry.image import parse_config
+from registry.layout import LOCAL_DOMAIN, Layout
+from registry.model import (
+    DOCKER_INDEX,
+    DOCKER_MANIFEST,
+    DOCUMENT_MAX,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    REF_NAME,
+    Descriptor,
+    Digest,
+    Index,
+    LayerRecord,
+    Manifest,
+    check_blob,
+)
+from registry.reference import Reference
+
+_STEP_VERSION = 1  # of what a layer is turned into; part of its key in cache/steps
+_SMALL = 64 << 10
+_HOPS_MAX = 255  # symlinks on the way to one member; Linux gives up after 40
+_NESTED_MAX = 4  # indexes inside indexes
+_WHITEOUT = b".wh."
+_OPAQUE_MARK = b".wh..wh..opq"
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """layers: of the source; known: those that were converted before."""
+
+    name: str
+    digest: Digest
+    domain: str
+    layers: int
+    known: int
+
+
+def import_image(
+    layout: Layout,
+    source: str,
+    *,
+    reference: Reference | None = None,
+    progress: Progress | None = None,
+    caps: Caps | None = None,
+) -> Imported:
+    """source: `transport:details`. reference: the name to give; without one it comes from the source."""
+    progress = progress or Silent()
+    transport, colon, details = source.partition(":")
+    if not colon or not details:
+        raise UsageError(
+            f"source {source!r}: want TRANSPORT:DETAILS", hint="for example oci:DIR:TAG or docker://debian:12"
+        )
+    if transport != "oci" and transport not in skopeo.TRANSPORTS:
+        raise UnknownSourceError(
+            f"source {source!r}: unknown transport {transport!r}", hint="man containers-transports"
+        )
+    reference = reference or default_name(transport, details)
+    if reference.digest is not None:
+        raise UsageError(f"tag {reference}: want a name without a digest")
+    domain = domain_of(transport, details)
+    with layout.writing():
+        if transport == "oci":
+            return _convert(layout, _from_oci(details), reference, domain, progress, caps)
+        with layout.staging() as staging:
+            progress.stage(f"copying {source}")
+            skopeo.copy_to_directory(source, staging.path)
+            return _convert(layout, _from_directory(staging.path), reference, domain, progress, caps)
+
+
+def domain_of(transport: str, details: str) -> str:
+    """The trust domain of what comes from there: registry and first path component, or local."""
+    if transport != "docker":
+        return LOCAL_DOMAIN
+    name = _docker_name(details)
+    if name.host is None:
+        first, slash, _ = name.path.partition("/")
+        return f"docker.io/{first if slash else 'library'}"
+    return f"{name.host}/{name.path.split('/')[0]}"
+
+
+def default_name(transport: str, details: str) -> Reference:
+    """The last component of a docker name, or of the directory, with the tag where there is one."""
+    try:
+        if transport in ("docker", "docker-daemon", "containers-storage"):
+            name = _docker_name(details)
+            return Reference.parse(f"{name.path.rpartition('/')[2]}:{name.tag or 'latest'}")
+        path, _, tag = details.partition(":")
+        stem = os.path.basename(path.rstrip("/")).removesuffix(".tar")
+        return Reference.parse(f"{stem}:{tag}" if tag and "/" not in tag else stem)
+    except BadReferenceError as error:
+        raise UsageError(
+            f"source {transport}:{details}: gives no name for the image", hint="give one with -t"
+        ) from error
+
+
+def _docker_name(details: str) -> Reference:
+    return Reference.parse(details.removeprefix("//"))
+
+
+# ---------------------------------------------------------------------- where blobs are
+
+
+@dataclass(frozen=True, slots=True)
+class _Foreign:
+    """manifest: of one image. path: where the blob of a digest is."""
+
+    manifest: Manifest
+    path: Callable[[Digest], str]
+
+
+def _open_blob(path: Callable[[Digest], str], blob: Descriptor) -> int:
+    try:
+        return os.open(path(blob.digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise MissingBlobError(str(blob.digest)) from error
+
+
+def _read_blob(path: Callable[[Digest], str], blob: Descriptor) -> bytes:
+    if blob.size > DOCUMENT_MAX:
+        raise BadBlobError(str(blob.digest), f"size: got {blob.size}, want at most {DOCUMENT_MAX}")
+    with open(_open_blob(path, blob), "rb") as file:
+        return check_blob(file.read(blob.size + 1), blob)
+
+
+def _read_document(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(DOCUMENT_MAX + 1)
+
+
+def _from_directory(directory: str) -> _Foreign:
+    """What skopeo's `dir:` writes."""
+    manifest = Manifest.parse(_read_document(f"{directory}/manifest.json"))
+    return _Foreign(manifest, lambda digest: f"{directory}/{digest.hex}")
+
+
+def _from_oci(details: str) -> _Foreign:
+    """An OCI layout directory, `DIR[:NAME]`. Nothing in it is written to."""
+    directory, _, name = details.partition(":")
+
+    def path(digest: Digest) -> str:
+        return f"{directory}/blobs/sha256/{digest.hex}"
+
+    entries = Index.parse(_read_document(f"{directory}/index.json"), f"{directory}/index.json").manifests
+    if name:
+        entries = tuple(one for one in entries if one.annotations.get(REF_NAME) == name)
+    if not entries:
+        raise MissingImageError(details)
+    for _ in range(_NESTED_MAX):
+        chosen = choose(entries, details)
+        raw = _read_blob(path, chosen)
+        if chosen.media_type not in (OCI_INDEX, DOCKER_INDEX):
+            if chosen.media_type not in (OCI_MANIFEST, DOCKER_MANIFEST):
+                raise BadDocumentError(f"{chosen.digest}", f"got {chosen.media_type}, want an image manifest")
+            return _Foreign(Manifest.parse(raw), path)
+        entries = Index.parse(raw, f"index {chosen.digest}").manifests
+    raise BadDocumentError(details, f"more than {_NESTED_MAX} indexes inside each other")
+
+
+def choose(entries: tuple[Descriptor, ...], what: str) -> Descriptor:
+    """The one for this machine; one without a platform serves everybody."""
+    want = _ARCHITECTURES.get(platform.machine(), platform.machine())
+    fitting = [one for one in entries if one.platform is None or one.platform[:2] == ("linux", want)]
+    exact = [one for one in fitting if one.platform is not None] or fitting
+    if not exact:
+        raise BadDocumentError(what, f"has no image for linux/{want}")
+    if len({one.digest for one in exact}) > 1 and all(one.platform is None for one in exact):
+        raise BadDocumentError(what, "has several images; say which")
+    return exact[0]
+
+
+# ---------------------------------------------------------------------- converting
+
+
+def _convert(
+    layout: Layout, foreign: _Foreign, reference: Reference, domain: str, progress: Progress, caps: Caps | None
+) -> Imported:
+    config = _read_blob(foreign.path, foreign.manifest.config)
+    blobs = foreign.manifest.layers
+    diff_ids = _diff_ids(parse_config(config, "config of the source"), len(blobs))
+    keys = [f"diff-{diff_id.hex}-{_STEP_VERSION}" for diff_id in diff_ids]
+    known = [layout.recall(key) for key in keys]
+    progress.stage(
+        f"importing {reference.name}: {len(blobs)} layers, {sum(record is not None for record in known)} known",
+        sum(blob.size for blob, record in zip(blobs, known, strict=True) if record is None),
+    )
+    records: list[LayerRecord] = []
+    with Workshop(layout) as workshop:
+        for blob, diff_id, key in zip(blobs, diff_ids, keys, strict=True):
+            record = layout.recall(key)
+            if record is None:
+                record = _layer(workshop, foreign, blob, diff_id, progress, caps)
+                layout.remember(key, record)
+            records.append(record)
+    progress.stage(f"writing the index of {reference.name}")
+    manifest = assemble_image(layout, records, config)
+    layout.tag(reference, manifest, domain=domain)
+    return Imported(reference.name, manifest.digest, domain, len(blobs), sum(record is not None for record in known))
+
+
+def _diff_ids(config: dict[str, Any], layers: int) -> list[Digest]:
+    rootfs = config.get("rootfs")
+    found = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    if not isinstance(found, list) or len(found) != layers:
+        count = len(found) if isinstance(found, list) else "no"
+        raise BadDocumentError("config of the source", f"got {count} diff_ids for {layers} layers")
+    try:
+        return [Digest(text) for text in found]
+    except ValueError as error:
+        raise BadDocumentError("config of the source", str(error)) from error
+
+
+def _layer(
+    workshop: Workshop, foreign: _Foreign, blob: Descriptor, diff_id: Digest, progress: Progress, caps: Caps | None
+) -> LayerRecord:
+    def fill(layer: LayerWriter) -> None:
+        with open(_open_blob(foreign.path, blob), "rb", buffering=0) as file:
+            source = Source(file, progress.advance)
+            plain = Plain(source, caps)
+            read_layer(layer, plain, progress)
+            # Digests come last because they need the whole stream; nothing has been named or remembered before.
+            if (got := plain.digest()) != diff_id:
+                raise BadBlobError(str(blob.digest), f"decompressed: got {got}, want the diff_id {diff_id}")
+            if (got := source.digest()) != blob.digest or source.size != blob.size:
+                raise BadBlobError(str(blob.digest), f"content: got {got} of {source.size} bytes")
+
+    try:
+        return workshop.make(fill)
+    except BadArchiveError as error:
+        raise BadArchiveError(f"layer {blob.digest}: {error}") from error
+
+
+def read_layer(layer: LayerWriter, plain: Plain, progress: Progress) -> None:
+    """The members of an OCI layer, whiteouts and all."""
+    reader = TarReader(plain.read)
+    unpack = _Unpack(layer, progress)
+    for member in reader:
+        unpack.member(member, reader)
+        progress.advance(files=1)
+    unpack.finish()
+
+
+class _Unpack:
+    """What unpacking the layer into an empty directory would leave, plus what it says about lower layers.
+
+    Whiteouts speak of lower layers only, wherever in the archive they stand, so they are applied last.
+    """
+
+    def __init__(self, layer: LayerWriter, progress: Progress) -> None:
+        self._layer = layer
+        self._progress = progress
+        self._symlinks: dict[bytes, bytes] = {}
+        self._opaque: set[bytes] = set()
+        self._whiteouts: set[bytes] = set()
+
+    def member(self, member: Member, reader: TarReader) -> None:
+        head, _, name = member.path.rpartition(b"/")
+        if any(part.startswith(_WHITEOUT) for part in head.split(b"/")):
+            raise BadArchiveError(f"tar: {member.path[:100]!r}: below a whiteout")
+        parent = self._resolve(head)
+        if name == _OPAQUE_MARK:
+            self._opaque.add(parent)
+        elif name.startswith(_WHITEOUT + _WHITEOUT):
+            return  # the bookkeeping of aufs
+        elif name.startswith(_WHITEOUT):
+            hidden = name[len(_WHITEOUT) :]
+            if hidden in (b"", b".", b".."):
+                raise BadArchiveError(f"tar: whiteout {name!r} hides nothing that can exist")
+            self._whiteouts.add(_join(parent, hidden))
+        else:
+            self._add(member, _join(parent, name), reader)
+
+    def _resolve(self, path: bytes) -> bytes:
+        """A directory's path with the symlinks of this layer followed; the merge follows lower ones."""
+        if not self._symlinks:
+            return path
+        waiting = [part for part in reversed(path.split(b"/")) if part]
+        done: list[bytes] = []
+        hops = 0
+        while waiting:
+            part = waiting.pop()
+            if part == b"..":
+                del done[-1:]
+                continue
+            done.append(part)
+            target = self._symlinks.get(b"/".join(done))
+            if target is None:
+                continue
+            hops += 1
+            if hops > _HOPS_MAX:
+                raise BadArchiveError(f"tar: {path[:100]!r}: more than {_HOPS_MAX} symlinks on the way")
+            done.pop()
+            if target.startswith(b"/"):
+                done.clear()
+            waiting.extend(part for part in reversed(target.split(b"/")) if part not in (b"", b"."))
+        return b"/".join(done)
+
+    def _add(self, member: Member, path: bytes, reader: TarReader) -> None:
+        if not path and member.type is not Type.DIRECTORY:
+            raise BadArchiveError("tar: the root is not a directory")
+        if member.type is not Type.SYMLINK:
+            self._symlinks.pop(path, None)
+        if member.type is Type.LINK:
+            self._link(path, member)
+            return
+        made = entry(
+            _KINDS[member.type],
+            mode=member.mode,
+            uid=member.uid,
+            gid=member.gid,
+            mtime=(member.mtime_sec, member.mtime_nsec),
+            xattrs=member.xattrs,
+        )
+        if member.type is Type.FILE:
+            if member.size <= _SMALL:
+                self._layer.add(path, made, read_steps(reader.contents(), _SMALL))
+            else:
+                self._layer.add(path, made, reader.contents())
+            return
+        if member.type is Type.SYMLINK:
+            self._symlinks[path] = member.target
+            made = replace(made, mode=0o777, target=member.target, size=len(member.target))
+        elif member.type in (Type.CHARACTER, Type.BLOCK):
+            if member.type is Type.CHARACTER and member.device == (0, 0):
+                self._progress.note(
+                    f"{os.fsdecode(path)}: character device 0:0, left out: overlayfs reads it as a whiteout"
+                )
+                return
+            made = replace(made, device=member.device)
+        self._layer.add(path, made)
+
+    def _link(self, path: bytes, member: Member) -> None:
+        head, _, name = member.target.rpartition(b"/")
+        target = _join(self._resolve(head), name)
+        if target in self._symlinks:
+            self._symlinks[path] = self._symlinks[target]
+        if self._layer.link(path, target):
+            return
+        found = self._layer.get(target)
+        if not target or target == path or (found is not None and found.kind is DIRECTORY):
+            raise BadArchiveError(f"tar: link {path[:100]!r}: its target {target[:100]!r} is itself or a directory")
+        self._layer.add(path, entry(LINK, size=len(target), target=target))
+
+    def finish(self) -> None:
+        parents: set[bytes] = set()
+        for path in self._layer.paths():
+            while path and path not in parents:
+                path = path.rpartition(b"/")[0]
+                parents.add(path)
+        for path in sorted(self._whiteouts):
+            found = self._layer.get(path)
+            if found is not None and found.kind is not DIRECTORY:
+                continue  # what the layer has there hides the lower one anyway
+            if found is not None or path in parents:
+                self._hide(path, 0)
+            else:
+                self._layer.add(path, entry(WHITEOUT))
+        for path in sorted(self._opaque):
+            found = self._layer.get(path)
+            if found is None or found.kind in (DIRECTORY, WHITEOUT):
+                self._hide(path, IMPLICIT)
+
+    def _hide(self, path: bytes, otherwise: int) -> None:
+        """Makes a directory opaque. otherwise: flags of one that the layer has only in passing."""
+        found = self._layer.get(path)
+        if found is not None and found.kind is DIRECTORY:
+            self._layer.set_flags(path, OPAQUE)
+        elif found is None:
+            mode = 0 if otherwise else 0o755
+            self._layer.add(path, entry(DIRECTORY, mode=mode, flags=OPAQUE | otherwise))
+
+
+_KINDS = {
+    Type.FILE: FILE,
+    Type.SYMLINK: SYMLINK,
+    Type.CHARACTER: CHARACTER,
+    Type.BLOCK: BLOCK,
+    Type.DIRECTORY: DIRECTORY,
+    Type.FIFO: FIFO,
+}
+
+
+def _join(path: bytes, name: bytes) -> bytes:
+    return path + b"/" + name if path else name

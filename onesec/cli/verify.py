@@ -1,0 +1,31 @@
+"""`onesec verify REF [--deep]`: proves that an image is what its digest says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from imagebuilder import progress
+from onesec.config import Config
+from registry.layout import Layout
+from registry.reference import Reference
+from registry.upkeep import verify_image
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reference", metavar="REF")
+    parser.add_argument("--deep", action="store_true", help="hash every chunk of every pack too")
+
+
+def run(arguments: argparse.Namespace, config: Config) -> int:
+    reference = Reference.parse(arguments.reference)
+    with progress.for_user() as shown:
+        shown.stage(f"verifying {reference}")
+        done = verify_image(Layout.open(config.root), reference, deep=arguments.deep, progress=shown.advance)
+    if config.json:
+        record = {"name": done.name, "digest": str(done.digest), "blobs": done.blobs, "chunks": done.chunks}
+        print(json.dumps({**record, "bytes": done.bytes}))
+    else:
+        print(f"{done.name}: {done.blobs} blobs, {done.chunks} chunks, {done.bytes} bytes: as the digest says")
+        print(done.digest)
+    return 0
