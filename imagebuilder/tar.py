@@ -153,15 +153,13 @@ class TarReader:
             self._skip()
             self._member = None
             if self._at_end():
-                if extended.records or extended.name is not None or extended.link is not None:
-                    raise BadArchiveError("tar: ends after an extended header")
-                return None
+                return _end(extended)
             header = self._read(_BLOCK)
             if header == _ZERO_BLOCK:
                 if not self._at_end() and self._read(_BLOCK) != _ZERO_BLOCK:
                     raise BadArchiveError("tar: a lone block of zeros")
                 self._buffer = b""  # what follows the end mark is nobody's; the caller's digests cover it
-                return None
+                return _end(extended)
             _check_sum(header)
             flag = header[156]
             if flag in b"xgLK":
@@ -318,6 +316,11 @@ class TarReader:
             position = offset + length
         if member.size > position:
             yield member.size - position
+
+
+def _end(extended: _Extended) -> None:
+    if extended.records or extended.sparse or extended.name is not None or extended.link is not None:
+        raise BadArchiveError("tar: ends after an extended header")
 
 
 def _check_sum(header: bytes) -> None:
