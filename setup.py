@@ -1,28 +1,71 @@
-"""Builds cext._native from every cext/src/*.c. The rest of the project's description is in pyproject.toml.
+"""Builds cext._native from every cext/src/*.c, with BLAKE3 from Debian's source package compiled in.
 
-ONESEC_SANITIZE (comma-separated: address, undefined, thread) adds -fsanitize; `make sanitize` uses it in build
-directories of their own.
+The rest of the project's description is in pyproject.toml. ONESEC_SANITIZE (comma-separated: address, undefined,
+thread) adds -fsanitize; `make sanitize` uses it in build directories of their own.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 from glob import glob
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 sanitizers = [name for name in os.environ.get("ONESEC_SANITIZE", "").split(",") if name]
 flags = [f"-fsanitize={','.join(sanitizers)}", "-fno-omit-frame-pointer", "-g"] if sanitizers else []
+STRICT = ["-Wall", "-Wextra", "-Werror"]
+COMMON = ["-std=gnu11", "-O3", "-fvisibility=hidden", *flags]
+
+
+def blake3_directory() -> Path:
+    found = sorted(glob("/usr/share/cargo/registry/blake3-*/c/blake3.h"))
+    if not found:
+        raise SystemExit("blake3 sources: not found, want the package librust-blake3-dev (apt-get install it)")
+    return Path(found[-1]).parent
+
+
+def blake3_sources() -> tuple[list[str], list[str]]:
+    """Sources and macros for this processor."""
+    names, macros = ["blake3.c", "blake3_dispatch.c", "blake3_portable.c"], []
+    if platform.machine() == "x86_64":
+        names += [f"blake3_{name}_x86-64_unix.S" for name in ("sse2", "sse41", "avx2", "avx512")]
+    elif platform.machine() == "aarch64":
+        names, macros = [*names, "blake3_neon.c"], ["-DBLAKE3_USE_NEON=1"]
+    return [str(blake3_directory() / name) for name in names], macros
+
+
+class BuildExt(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        for header, package in (("zstd.h", "libzstd-dev"), ("lmdb.h", "liblmdb-dev")):
+            if not Path("/usr/include", header).exists():
+                raise SystemExit(f"{header}: not found, want the package {package} (apt-get install it)")
+        sources, macros = blake3_sources()
+        if ".S" not in self.compiler.src_extensions:
+            self.compiler.src_extensions.append(".S")
+        place = Path(self.build_temp, "blake3")
+        place.mkdir(parents=True, exist_ok=True)
+        for source in sources:
+            made = place / (Path(source).name + ".o")
+            if not made.exists() or made.stat().st_mtime < Path(source).stat().st_mtime:
+                self.spawn([*self.compiler.compiler_so, *COMMON, *macros, "-fPIC", "-c", source, "-o", str(made)])
+            ext.extra_objects.append(str(made))
+        super().build_extension(ext)
+
 
 setup(
+    cmdclass={"build_ext": BuildExt},
     ext_modules=[
         Extension(
             "cext._native",
             sources=sorted(glob("cext/src/*.c")),
             depends=sorted(glob("cext/src/*.h")),
-            include_dirs=["cext/src"],
-            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", *flags],
+            include_dirs=["cext/src", str(blake3_directory())],
+            libraries=["zstd", "lmdb"],
+            extra_compile_args=[*COMMON, *STRICT],
             extra_link_args=["-pthread", *flags],
         )
-    ]
+    ],
 )

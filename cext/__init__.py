@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
-from cext._native import fsconfig, fsmount, fsopen, launch, mount, move_mount, open_tree, umount2, unshare
+from cext._native import blake3, fsconfig, fsmount, fsopen, launch, mount, move_mount, open_tree, umount2, unshare
 
-__all__ = ["fsconfig", "fsmount", "fsopen", "launch", "mount", "move_mount", "open_tree", "umount2", "unshare"]
+__all__ = [
+    "blake3",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "launch",
+    "mount",
+    "move_mount",
+    "open_tree",
+    "umount2",
+    "unshare",
+]

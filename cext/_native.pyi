@@ -1,6 +1,8 @@
 from collections.abc import Sequence
 from os import PathLike
 
+from typing_extensions import Buffer
+
 def launch(
     program: bytes,
     arguments: Sequence[bytes],
@@ -11,6 +13,7 @@ def launch(
     unmount: Sequence[bytes],
     own_group: bool,
 ) -> int: ...
+def blake3(data: Buffer, /, *, context: str | None = None) -> bytes: ...
 def fsopen(kind: str, flags: int, /) -> int: ...
 def fsconfig(context: int, command: int, key: str | None, value: str | None, extra: int, /) -> None: ...
 def fsmount(context: int, flags: int, attributes: int, /) -> int: ...

@@ -1,0 +1,31 @@
+/* blake3(data, *, context=None). */
+#include "os_hash.h"
+#include "py_common.h"
+
+static PyObject *py_blake3(PyObject *module, PyObject *arguments, PyObject *keywords) {
+    (void)module;
+    static char *names[] = {"", "context", NULL};
+    Py_buffer data;
+    const char *context = NULL;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "y*|$z:blake3", names, &data, &context))
+        return NULL;
+    uint8_t id[32];
+    Py_BEGIN_ALLOW_THREADS;
+    if (context == NULL)
+        os_blake3(data.buf, (size_t)data.len, id);
+    else
+        os_blake3_derive(context, data.buf, (size_t)data.len, id);
+    Py_END_ALLOW_THREADS;
+    PyBuffer_Release(&data);
+    return PyBytes_FromStringAndSize((const char *)id, sizeof id);
+}
+
+static PyMethodDef methods[] = {
+    {"blake3", (PyCFunction)(void (*)(void))py_blake3, METH_VARARGS | METH_KEYWORDS,
+     "The 32 bytes of BLAKE3, in derive-key mode where a context is given."},
+    {NULL, NULL, 0, NULL},
+};
+
+int os_py_add_hash(PyObject *module) {
+    return PyModule_AddFunctions(module, methods);
+}
