@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+if "ONESEC_NATIVE" in os.environ:  # a build of _native with sanitizers, .ci/sanitize
+    __path__.insert(0, os.environ["ONESEC_NATIVE"])
+
 from cext._native import blake3, fsconfig, fsmount, fsopen, launch, mount, move_mount, open_tree, umount2, unshare
 
 __all__ = [

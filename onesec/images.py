@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lazyfs.objects import Attachment, attach
+
 from onesec.config import Config
 from registry.image import OpenedImage, open_image
 from registry.layout import Layout

@@ -1,0 +1,57 @@
+# Verbs for people and for CI. `make` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SECONDS ?= 10
+NEEDS := gcc clang clang-format make pkg-config python3-dev python3-venv librust-blake3-dev libzstd-dev liblmdb-dev \
+	libfuse3-dev libseccomp-dev fuse3 erofs-utils crun runc skopeo umoci mmdebstrap golang-github-containers-common casync \
+	fio zstd attr
+SANITIZED := tests/unit/cext tests/property tests/interop tests/fuse
+
+.PHONY: help setup test lint types sanitize fuzz demo clean
+
+help: ## list the verbs
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .make/apt .make/venv ## install what is missing, make .venv, build the C parts
+
+.make/apt: Makefile
+	@mkdir -p .make
+	@missing=""; for name in $(NEEDS); do dpkg-query -W -f='$${Status}' $$name 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$name"; done; \
+	if [ -n "$$missing" ]; then \
+		sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+		$$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
+	fi
+	@touch $@
+
+.make/venv: pyproject.toml setup.py $(wildcard cext/src/*.c cext/src/*.h)
+	@mkdir -p .make
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+test: setup ## run the whole suite
+	$(BIN)/python -m pytest -q
+
+lint: setup ## ruff, clang-format, codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	clang-format --dry-run -Werror cext/src/*.[ch] tests/support/*.c
+	$(BIN)/codespell --skip './.*,./build,*.json,./uv.lock' .
+
+types: setup ## mypy --strict, sources and tests
+	$(BIN)/python -m mypy
+	$(BIN)/python -m mypy --explicit-package-bases tests
+
+sanitize: setup ## the C-related tests under ASan+UBSan, then under TSan
+	.ci/sanitize address,undefined $(SANITIZED)
+	.ci/sanitize thread $(SANITIZED)
+
+fuzz: setup ## fuzz every decoder for SECONDS each
+	ONESEC_FUZZ_SECONDS=$(SECONDS) .ci/sanitize address,undefined tests/fuzz
+
+demo: setup ## build a torch image, mount it cold, run it, say where time and bytes went
+	$(BIN)/python benchmarks/demo.py
+
+clean: ## remove what was built
+	rm -rf .make $(VENV) build dist *.egg-info cext/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
