@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import subprocess
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -123,6 +125,23 @@ def test_two_processes_lose_no_tag_of_each_other(tmp_path: Path) -> None:
     for writer in writers:
         writer.join()
     assert len(Layout.open(tmp_path).tags()) == 40
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tmpfs: needs root")
+def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], check=True)
+    try:
+        layout = Layout.open(tmp_path / "root")
+        layout.tag(Reference.parse("app"), manifest := store(layout, "fits"))
+        before = layout.digests()
+        with pytest.raises(OSError) as caught:
+            layout.put(os.urandom(2 << 20), OCI_CONFIG)
+        assert caught.value.errno == errno.ENOSPC
+        assert os.listdir(f"{layout.images}/blobs") == ["sha256"]
+        assert layout.digests() == before
+        assert layout.resolve(Reference.parse("app")).manifest == manifest
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_a_killed_writer_leaves_a_layout_whose_every_tag_resolves(tmp_path: Path) -> None:
