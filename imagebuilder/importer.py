@@ -87,26 +87,15 @@ def import_image(
 ) -> Imported:
     """source: `transport:details`. reference: the name to give; without one it comes from the source."""
     progress = progress or Silent()
-    transport, colon, details = source.partition(":")
-    if not colon or not details:
-        raise UsageError(
-            f"source {source!r}: want TRANSPORT:DETAILS", hint="for example oci:DIR:TAG or docker://debian:12"
-        )
-    if transport != "oci" and transport not in skopeo.TRANSPORTS:
-        raise UnknownSourceError(
-            f"source {source!r}: unknown transport {transport!r}", hint="man containers-transports"
-        )
-    reference = reference or default_name(transport, details)
+    reference = reference or default_name(*_split(source))
     if reference.digest is not None:
         raise UsageError(f"tag {reference}: want a name without a digest")
-    domain = domain_of(transport, details)
-    with layout.writing():
-        if transport == "oci":
-            return _convert(layout, _from_oci(details), reference, domain, progress, caps)
-        with layout.staging() as staging:
-            progress.stage(f"copying {source}")
-            skopeo.copy_to_directory(source, staging.path)
-            return _convert(layout, _from_directory(staging.path), reference, domain, progress, caps)
+    with layout.writing(), Workshop(layout) as workshop:
+        done = convert_source(workshop, source, progress=progress, caps=caps)
+        progress.stage(f"writing the index of {reference.name}")
+        manifest = assemble_image(layout, done.layers, done.config)
+        layout.tag(reference, manifest, domain=done.domain)
+    return Imported(reference.name, manifest.digest, done.domain, len(done.layers), done.known)
 
 
 def domain_of(transport: str, details: str) -> str:
@@ -213,30 +202,65 @@ def choose(entries: tuple[Descriptor, ...], what: str) -> Descriptor:
 # ---------------------------------------------------------------------- converting
 
 
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """layers: bottom first. known: how many of them were converted before. config: raw JSON."""
+
+    layers: tuple[LayerRecord, ...]
+    known: int
+    config: bytes
+    domain: str
+
+
+def convert_source(
+    workshop: Workshop, source: str, *, progress: Progress | None = None, caps: Caps | None = None
+) -> Converted:
+    """The layers of any source, without an image of them. Call it inside `Layout.writing`."""
+    progress = progress or Silent()
+    transport, details = _split(source)
+    domain = domain_of(transport, details)
+    if transport == "oci":
+        return _convert(workshop, _from_oci(details), source, domain, progress, caps)
+    with workshop.layout.staging() as staging:
+        progress.stage(f"copying {source}")
+        skopeo.copy_to_directory(source, staging.path)
+        return _convert(workshop, _from_directory(staging.path), source, domain, progress, caps)
+
+
+def _split(source: str) -> tuple[str, str]:
+    transport, colon, details = source.partition(":")
+    if not colon or not details:
+        raise UsageError(
+            f"source {source!r}: want TRANSPORT:DETAILS", hint="for example oci:DIR:TAG or docker://debian:12"
+        )
+    if transport != "oci" and transport not in skopeo.TRANSPORTS:
+        raise UnknownSourceError(
+            f"source {source!r}: unknown transport {transport!r}", hint="man containers-transports"
+        )
+    return transport, details
+
+
 def _convert(
-    layout: Layout, foreign: _Foreign, reference: Reference, domain: str, progress: Progress, caps: Caps | None
-) -> Imported:
+    workshop: Workshop, foreign: _Foreign, name: str, domain: str, progress: Progress, caps: Caps | None
+) -> Converted:
+    layout = workshop.layout
     config = _read_blob(foreign.path, foreign.manifest.config)
     blobs = foreign.manifest.layers
     diff_ids = _diff_ids(parse_config(config, "config of the source"), len(blobs))
     keys = [f"diff-{diff_id.hex}-{_STEP_VERSION}" for diff_id in diff_ids]
     known = [layout.recall(key) for key in keys]
     progress.stage(
-        f"importing {reference.name}: {len(blobs)} layers, {sum(record is not None for record in known)} known",
+        f"importing {name}: {len(blobs)} layers, {sum(record is not None for record in known)} known",
         sum(blob.size for blob, record in zip(blobs, known, strict=True) if record is None),
     )
     records: list[LayerRecord] = []
-    with Workshop(layout) as workshop:
-        for blob, diff_id, key in zip(blobs, diff_ids, keys, strict=True):
-            record = layout.recall(key)
-            if record is None:
-                record = _layer(workshop, foreign, blob, diff_id, progress, caps)
-                layout.remember(key, record)
-            records.append(record)
-    progress.stage(f"writing the index of {reference.name}")
-    manifest = assemble_image(layout, records, config)
-    layout.tag(reference, manifest, domain=domain)
-    return Imported(reference.name, manifest.digest, domain, len(blobs), sum(record is not None for record in known))
+    for blob, diff_id, key in zip(blobs, diff_ids, keys, strict=True):
+        record = layout.recall(key)
+        if record is None:
+            record = _layer(workshop, foreign, blob, diff_id, progress, caps)
+            layout.remember(key, record)
+        records.append(record)
+    return Converted(tuple(records), sum(record is not None for record in known), config, domain)
 
 
 def _diff_ids(config: dict[str, Any], layers: int) -> list[Digest]:

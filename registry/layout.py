@@ -413,10 +413,8 @@ class Layout:
     def recall(self, key: str) -> LayerRecord | None:
         """The layer remembered under a key, if all its blobs are still there."""
         path = self._step_path(key)
-        try:
-            with open(path, "rb") as file:
-                raw = file.read(DOCUMENT_MAX + 1)
-        except FileNotFoundError:
+        raw = self.recall_bytes(key)
+        if raw is None:
             return None
         try:
             record = LayerRecord.parse(raw, path)
@@ -426,7 +424,18 @@ class Layout:
 
     def remember(self, key: str, record: LayerRecord) -> None:
         """Call it inside `writing`, with the record's blobs synced."""
-        self._replace(self._step_path(key), record.dump())
+        self.remember_bytes(key, record.dump())
+
+    def recall_bytes(self, key: str) -> bytes | None:
+        """What `remember_bytes` was given, or None. The caller judges it."""
+        try:
+            with open(self._step_path(key), "rb") as file:
+                return file.read(DOCUMENT_MAX + 1)
+        except FileNotFoundError:
+            return None
+
+    def remember_bytes(self, key: str, data: bytes) -> None:
+        self._replace(self._step_path(key), data)
 
     def _step_path(self, key: str) -> str:
         if not _STEP_KEY.fullmatch(key) or key.startswith("."):

@@ -1,0 +1,103 @@
+"""Wheels from where the lock says they are, checked against its hash before anybody parses them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO
+from urllib.parse import unquote, urlsplit
+
+from imagebuilder.errors import BadWheelError, FetchError
+from imagebuilder.solve import PinnedWheel
+
+_STEP = 1 << 20
+_TIMEOUT = 60.0  # seconds without a byte
+_ATTEMPTS = 3
+
+
+@contextmanager
+def wheel_file(
+    wheel: PinnedWheel,
+    *,
+    cert: str | None = None,
+    directory: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[int]:
+    """A descriptor of the wheel, its SHA-256 checked. cert: CA bundle. directory: for what is downloaded."""
+    parts = urlsplit(wheel.url)
+    note = progress or (lambda _: None)
+    if parts.scheme == "file":
+        try:
+            file: IO[bytes] = open(unquote(parts.path), "rb")  # noqa: SIM115  # closed below
+        except OSError as error:
+            raise FetchError(wheel.filename, os.strerror(error.errno or 0).lower()) from error
+        with file:
+            _check(wheel, _hash(file, note))
+            yield file.fileno()
+    elif parts.scheme in ("http", "https"):
+        with tempfile.TemporaryFile(dir=directory, prefix="onesec-wheel-") as file:
+            _download(wheel, file, cert, note)
+            yield file.fileno()
+    else:
+        raise FetchError(wheel.filename, f"got a {parts.scheme!r} address, want https, http or file")
+
+
+def _hash(file: IO[bytes], note: Callable[[int], None]) -> str:
+    hasher = hashlib.sha256()
+    while data := file.read(_STEP):
+        hasher.update(data)
+        note(len(data))
+    return hasher.hexdigest()
+
+
+def _check(wheel: PinnedWheel, got: str) -> None:
+    if got != wheel.sha256:
+        raise BadWheelError(wheel.filename, f"got sha256:{got}, want sha256:{wheel.sha256}")
+
+
+def _download(wheel: PinnedWheel, file: IO[bytes], cert: str | None, note: Callable[[int], None]) -> None:
+    for attempt in range(1, _ATTEMPTS + 1):
+        file.seek(0)
+        file.truncate()
+        try:
+            _check(wheel, _receive(wheel, file, cert, note))
+            file.flush()
+            return
+        except FetchError as error:
+            if attempt == _ATTEMPTS or not error.retryable:
+                raise
+
+
+def _receive(wheel: PinnedWheel, file: IO[bytes], cert: str | None, note: Callable[[int], None]) -> str:
+    import ssl
+
+    hasher = hashlib.sha256()
+    size = 0
+    try:
+        context = ssl.create_default_context(cafile=cert)
+        with urllib.request.urlopen(wheel.url, timeout=_TIMEOUT, context=context) as answer:
+            while data := answer.read(_STEP):
+                size += len(data)
+                if wheel.size is not None and size > wheel.size:
+                    raise FetchError(wheel.filename, f"got more than the {wheel.size} bytes that the index says")
+                hasher.update(data)
+                file.write(data)
+                note(len(data))
+    except urllib.error.HTTPError as error:
+        raise FetchError(wheel.filename, f"got HTTP status {error.code}", retryable=error.code >= 500) from error
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise FetchError(wheel.filename, f"{reason}".lower(), retryable=True) from error
+    if wheel.size is not None and size < wheel.size:
+        raise FetchError(wheel.filename, f"got {size} of {wheel.size} bytes", retryable=True)
+    return hasher.hexdigest()
+
+
+def certificate(environment: Mapping[str, str], setting: str | None) -> str | None:
+    """The CA bundle to use: the user's own for every program, else pip's."""
+    return environment.get("SSL_CERT_FILE") or setting
