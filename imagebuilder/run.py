@@ -1,0 +1,365 @@
+"""Running a plan: one nursery; steps start when those they run on top of are done; each is remembered under its key.
+
+Threads do what blocks. Downloads, solving and mmdebstrap overlap; writing into the layout does not (`_writing`): the
+ingest uses every core by itself, and the chunk map then has one user at a time. Cancelling reaches a thread at its next
+report of progress.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+from blake3 import blake3
+
+from cext.errors import CorruptError, UnsupportedError, UsageError
+from imagebuilder import debian, fetch, importer, local, python, solve
+from imagebuilder.image import CopyLocal, DebianBase, OciBase, PipInstall, Run
+from imagebuilder.layer import (
+    DIRECTORY,
+    FILE,
+    IMPLICIT,
+    SYMLINK,
+    Base,
+    LayerWriter,
+    Workshop,
+    assemble_image,
+    entry,
+    layer_from_overlay_upper,
+)
+from imagebuilder.plan import Context, Inputs, Plan, Step, image_config, settings_for
+from imagebuilder.progress import Progress
+from imagebuilder.sandbox import Command, Sandbox
+from imagebuilder.streams import Plain, Source
+from imagebuilder.wheel import Placed, Places, Wheel
+from registry.errors import BadDocumentError
+from registry.layout import LOCAL_DOMAIN
+from registry.model import LayerRecord, Manifest, dump_json, parse_json
+
+_PARALLEL = 3  # steps, and downloads of one step
+_WHEEL_CONTEXT = "onesec 2026 wheel layer v1"
+_RECORD_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """layers: bottom first. base: config and trust domain of the image that the step brought, if it did."""
+
+    layers: tuple[LayerRecord, ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    domain: str = LOCAL_DOMAIN
+
+    def dump(self) -> bytes:
+        layers = [json.loads(layer.dump()) for layer in self.layers]
+        return dump_json(
+            {"version": _RECORD_VERSION, "layers": layers, "config": dict(self.config), "domain": self.domain}
+        )
+
+    @classmethod
+    def parse(cls, raw: bytes) -> StepResult:
+        record = parse_json(raw, "build step")
+        if not isinstance(record, dict) or record.get("version") != _RECORD_VERSION:
+            raise BadDocumentError("build step", "of another version")
+        layers = tuple(LayerRecord.parse(dump_json(layer)) for layer in record["layers"])
+        return cls(layers, record["config"], record["domain"])
+
+
+def recall(workshop: Workshop, step: Step) -> StepResult | None:
+    """What a step made before, if all of it is still there."""
+    return _recall(workshop.layout.recall_bytes(step.key), lambda result: all(
+        workshop.layout.has(blob) for layer in result.layers for blob in layer.blobs
+    ))  # fmt: skip
+
+
+def _recall(raw: bytes | None, whole: Callable[[StepResult], bool]) -> StepResult | None:
+    if raw is None:
+        return None
+    try:
+        result = StepResult.parse(raw)
+    except (CorruptError, KeyError, TypeError):
+        return None  # a cache: what can't be read is made again
+    return result if whole(result) else None
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a build has at hand. sandbox: None on a machine that has none. open_tree: the merged tree of layers.
+
+    environment: of the host. secrets: host path of each id.
+    """
+
+    workshop: Workshop
+    progress: Progress
+    open_tree: Callable[[Sequence[LayerRecord]], Base]
+    environment: Mapping[str, str] = field(repr=False)
+    sandbox: Sandbox | None = None
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    use_cache: bool = True
+
+
+def check_secrets(plan: Plan, secrets: Mapping[str, str]) -> None:
+    """Before anything is built. Raises UsageError."""
+    for step in plan.steps:
+        if isinstance(step.action, Run):
+            for name in step.action.secrets:
+                if name not in secrets:
+                    raise UsageError(
+                        f"{step.where}: run: secret {name!r} was not given", hint=f"--secret id={name},src=FILE"
+                    )
+
+
+async def build(plan: Plan, inputs: Inputs, world: World) -> tuple[Manifest, str]:
+    """The image's manifest, untagged, and its trust domain. Call it inside `Layout.writing`."""
+    check_secrets(plan, world.secrets)
+    results = await _Execution(plan, inputs, world).run()
+    base = results[0]
+    config = dump_json(image_config(base.config, plan.context, inputs.architecture))
+    layers = [layer for result in results for layer in result.layers]
+    world.progress.stage("writing the index")
+    manifest = await trio.to_thread.run_sync(assemble_image, world.workshop.layout, layers, config)
+    return manifest, base.domain
+
+
+class _Execution:
+    def __init__(self, plan: Plan, inputs: Inputs, world: World) -> None:
+        self._plan = plan
+        self._inputs = inputs
+        self._world = world
+        self._layout = world.workshop.layout
+        self._progress = _Cancellable(world.progress)
+        self._done = [trio.Event() for _ in plan.steps]
+        self._results: dict[int, StepResult] = {}
+        self._slots = trio.CapacityLimiter(_PARALLEL)
+        self._writing = trio.Lock()
+
+    async def run(self) -> list[StepResult]:
+        async with trio.open_nursery() as nursery:
+            for step in self._plan.steps:
+                nursery.start_soon(self._step, step)
+        return [self._results[step.number] for step in self._plan.steps]
+
+    async def _step(self, step: Step) -> None:
+        for number in step.needs:
+            await self._done[number].wait()
+        result = recall(self._world.workshop, step) if self._world.use_cache else None
+        if result is None:
+            async with self._slots:
+                self._progress.stage(step.title)
+                result = await self._make(step)
+            await trio.to_thread.run_sync(self._layout.remember_bytes, step.key, result.dump())
+        self._results[step.number] = result
+        self._done[step.number].set()
+
+    async def _make(self, step: Step) -> StepResult:
+        match step.action:
+            case OciBase() as base:
+                return await self._oci(base)
+            case DebianBase() as base:
+                return await self._debian(base)
+            case CopyLocal() as copy:
+                return StepResult((await self._layer(lambda layer: _copy(layer, copy, step)),))
+            case PipInstall() as install:
+                return await self._pip(install, step)
+            case Run() as commands:
+                return await self._run(commands, step)
+
+    async def _blocking(self, call: Callable[[], Any]) -> Any:
+        return await trio.to_thread.run_sync(call)
+
+    async def _layer(self, fill: Callable[[LayerWriter], None]) -> LayerRecord:
+        async with self._writing:
+            return await trio.to_thread.run_sync(self._world.workshop.make, fill)
+
+    # ------------------------------------------------------------------ bases
+
+    async def _oci(self, base: OciBase) -> StepResult:
+        def convert() -> importer.Converted:
+            return importer.convert_source(self._world.workshop, base.source, progress=self._progress)
+
+        async with self._writing:
+            done = await trio.to_thread.run_sync(convert)
+        return StepResult(done.layers, parse_json(done.config, "config of the base"), done.domain)
+
+    async def _debian(self, base: DebianBase) -> StepResult:
+        release = debian.release_for(base.python_version)
+        with tempfile.TemporaryFile(dir=self._layout.images, prefix="tmp-debian-") as file:
+
+            def make() -> None:
+                with debian.tar_stream(release, base.packages, self._world.environment) as stream:
+                    while data := stream.read(1 << 20):
+                        self._progress.advance(len(data))
+                        file.write(data)
+
+            await self._blocking(make)
+            file.seek(0)
+            record = await self._layer(lambda layer: importer.read_layer(layer, Plain(Source(file)), self._progress))
+        return StepResult((record,))
+
+    # ------------------------------------------------------------------ packages
+
+    async def _pip(self, install: PipInstall, step: Step) -> StepResult:
+        below = self._below(step)
+        home = await self._blocking(lambda: self._python(below))
+        settings = settings_for(install, self._inputs.settings)
+        text = self._inputs.texts.get(install.requirements_file or "", "")
+        question = solve.Question((*install.requirements, *text.splitlines()), home.target, settings)
+        pinned = await self._blocking(lambda: solve.solve(question, self._world.environment))
+        records: dict[str, LayerRecord] = {}
+        downloads = trio.CapacityLimiter(_PARALLEL)
+
+        async def one(wheel: solve.PinnedWheel) -> None:
+            async with downloads:
+                records[wheel.name] = await self._wheel(wheel, home, settings.cert)
+
+        async with trio.open_nursery() as nursery:
+            for wheel in pinned:
+                nursery.start_soon(one, wheel)
+        layers = tuple(records[wheel.name] for wheel in pinned)
+        return StepResult((*layers, await self._bytecode(below, layers, home)))
+
+    def _below(self, step: Step) -> list[LayerRecord]:
+        return [layer for number in step.needs for layer in self._results[number].layers]
+
+    def _python(self, below: Sequence[LayerRecord]) -> python.Python:
+        base = self._plan.steps[0].action
+        if isinstance(base, DebianBase):
+            return python.of_debian(debian.release_for(base.python_version), self._inputs.architecture)
+        return python.of_tree(self._world.open_tree(below).names, self._inputs.architecture)
+
+    async def _wheel(self, wheel: solve.PinnedWheel, home: python.Python, setting: str | None) -> LayerRecord:
+        """Each wheel is made once for a place, whatever image asked first."""
+        key = "wheel-" + wheel_key(wheel.sha256, home.places)
+        record = self._layout.recall(key)
+        if record is not None:
+            return record
+        cert = fetch.certificate(self._world.environment, setting)
+        with ExitStack() as stack:
+            fd: int = await self._blocking(
+                lambda: stack.enter_context(
+                    fetch.wheel_file(wheel, cert=cert, directory=self._layout.images, progress=self._progress.advance)
+                )
+            )
+            opened = stack.enter_context(Wheel(fd, wheel.filename))
+            placed = opened.place(home.places)
+            record = await self._layer(lambda layer: _place(layer, opened, placed, self._progress))
+        await self._blocking(lambda: self._layout.remember(key, record))
+        return record
+
+    async def _bytecode(
+        self, below: Sequence[LayerRecord], layers: Sequence[LayerRecord], home: python.Python
+    ) -> LayerRecord:
+        """A layer with the .pyc of all the wheels, made by the image's own Python. Unchecked: their sources are in the
+        same image, and an import then does not even stat them.
+        """
+        compile_all = (
+            home.places.python, "-I", "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash",
+            "/" + home.places.packages,
+        )  # fmt: skip
+        key = (
+            "bytecode-"
+            + blake3(
+                "\n".join((*compile_all, *(str(layer.index.digest) for layer in layers))).encode(),
+                derive_key_context=_WHEEL_CONTEXT,
+            ).hexdigest()
+        )
+        record = self._layout.recall(key)
+        if record is None:
+            # status 1: some file is no valid Python for this version, as pip would leave it too
+            quiet = ("/bin/sh", "-c", '"$@" >/dev/null || test $? -eq 1', "sh", *compile_all)
+            context = Context(env=(("PYTHONHASHSEED", "0"),), user="0:0", workdir="/")
+            record = await self._sandboxed([*below, *layers], [Command(quiet, context)])
+            await self._blocking(lambda: self._layout.remember(key, record))
+        return record
+
+    # ------------------------------------------------------------------ commands
+
+    async def _run(self, action: Run, step: Step) -> StepResult:
+        secrets = {name: self._world.secrets[name] for name in action.secrets}
+        commands = [Command(("/bin/sh", "-ec", text), step.context, secrets) for text in action.commands]
+        return StepResult((await self._sandboxed(self._below(step), commands),))
+
+    async def _sandboxed(self, below: Sequence[LayerRecord], commands: Sequence[Command]) -> LayerRecord:
+        sandbox, workshop = self._world.sandbox, self._world.workshop
+        if sandbox is None:
+            raise UnsupportedError("this image needs commands to run while it is built, which this machine cannot do")
+        config = dump_json(image_config(self._results[0].config, Context(), self._inputs.architecture))
+
+        def work() -> LayerRecord:
+            manifest = assemble_image(workshop.layout, below, config)
+            with sandbox.run(manifest, commands) as changes:
+                return layer_from_overlay_upper(
+                    workshop, changes.upper, changes.base, packs=changes.packs, note=self._progress.note
+                )
+
+        async with self._writing:
+            return await trio.to_thread.run_sync(work)
+
+
+class _Cancellable:
+    """Progress that ends the thread it is called from, once the build is cancelled."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def _check(self) -> None:
+        try:
+            trio.from_thread.check_cancelled()
+        except RuntimeError:
+            return  # not in a thread of trio's
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self._progress.stage(name, total)
+
+    def advance(self, size: int = 0, files: int = 0) -> None:
+        self._check()
+        self._progress.advance(size, files)
+
+    def note(self, text: str) -> None:
+        self._progress.note(text)
+
+
+def wheel_key(sha256: str, places: Places) -> str:
+    parts = (sha256, places.python, places.packages, places.scripts, places.data, places.headers)
+    return blake3("\n".join(parts).encode(), derive_key_context=_WHEEL_CONTEXT).hexdigest()
+
+
+def _place(layer: LayerWriter, wheel: Wheel, placed: Sequence[Placed], progress: Progress) -> None:
+    for file in placed:
+        made = entry(FILE, mode=0o755 if file.executable else 0o644, mtime=(file.mtime, 0))
+        progress.advance(file.size, 1)
+        if file.size <= 64 << 10:
+            layer.add(file.path.encode(), made, b"".join(wheel.read(file.content)))
+        else:
+            layer.add(file.path.encode(), made, wheel.read(file.content))
+
+
+def _copy(layer: LayerWriter, copy: CopyLocal, step: Step) -> None:
+    rows = list(local.walk(copy, step.where))
+    target = copy.target.strip("/")
+    if rows[0].kind == "file" and copy.target.endswith("/"):
+        target = "/".join(filter(None, (target, os.path.basename(copy.source))))
+    root = os.fsencode(target)
+    for found in rows:
+        path = b"/".join(filter(None, (root, found.path)))
+        if found.kind == "directory":
+            # the place it is copied to may exist below; what is inside it is ours
+            flags = 0 if found.path else IMPLICIT
+            layer.add(path, entry(DIRECTORY, mode=0o755, mtime=(0 if flags else local.TIME, 0), flags=flags))
+        elif found.kind == "symlink":
+            made = entry(SYMLINK, mode=0o777, mtime=(local.TIME, 0), target=found.target, size=len(found.target))
+            layer.add(path, made)
+        else:
+            fd = os.open(found.host, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            with open(fd, "rb", buffering=0) as file:
+                layer.add(path, entry(FILE, mode=found.permissions, mtime=(local.TIME, 0)), _steps(file))
+
+
+def _steps(file: Any) -> Iterator[bytes]:
+    while data := file.read(1 << 20):
+        yield data
