@@ -140,7 +140,7 @@ class Layout:
             os.makedirs(self.cache_path(name), mode=0o700, exist_ok=True)
         os.makedirs(f"{self.root}/leases", mode=0o700, exist_ok=True)
         if not os.path.exists(f"{self.images}/index.json"):
-            with self._locked("tags.lock", fcntl.LOCK_EX):
+            with self.naming():
                 if not os.path.exists(f"{self.images}/index.json"):
                     self._replace(f"{self.images}/oci-layout", _LAYOUT_FILE)
                     self._replace(f"{self.images}/index.json", Index.dump(()))
@@ -163,6 +163,12 @@ class Layout:
     def exclusive(self) -> Iterator[None]:
         """No writer is at work. Waits for those that are."""
         with self._locked("lock", fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Nobody is replacing index.json."""
+        with self._locked("tags.lock", fcntl.LOCK_EX):
             yield
 
     @contextmanager
@@ -313,7 +319,7 @@ class Layout:
         return Tag(reference.name, gone[0], gone[0].annotations.get(DOMAIN, LOCAL_DOMAIN))
 
     def _change(self, change: Callable[[tuple[Descriptor, ...]], list[Descriptor]]) -> None:
-        with self._locked("tags.lock", fcntl.LOCK_EX):
+        with self.naming():
             before = self._index()
             after = sorted(change(before), key=lambda entry: entry.annotations.get(REF_NAME, ""))
             if tuple(after) != before:

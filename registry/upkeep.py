@@ -98,11 +98,12 @@ def _clean_staging(layout: Layout) -> list[str]:
         if name.startswith("tmp-") and _nobody_holds(f"{base}/{name}"):
             remove_tree(f"{base}/{name}")
             gone.append(name)
-    for directory in (layout.images, layout.cache_path("steps")):  # replaced under locks that we hold or that are free
-        for name in os.listdir(directory):
-            if ".tmp-" in name:
-                os.unlink(f"{directory}/{name}")
-                gone.append(name)
+    with layout.naming():  # `rm` replaces index.json without being a writer
+        for directory in (layout.images, layout.cache_path("steps")):
+            for name in os.listdir(directory):
+                if ".tmp-" in name:
+                    os.unlink(f"{directory}/{name}")
+                    gone.append(name)
     for name in os.listdir(layout.cache_path("index")):
         path = f"{layout.cache_path('index')}/{name}"
         if name.startswith("tmp-") and _nobody_holds(path):
