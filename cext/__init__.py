@@ -7,10 +7,27 @@ import os
 if "ONESEC_NATIVE" in os.environ:  # a build of _native with sanitizers, .ci/sanitize
     __path__.insert(0, os.environ["ONESEC_NATIVE"])
 
-from cext._native import blake3, fsconfig, fsmount, fsopen, launch, mount, move_mount, open_tree, umount2, unshare
+from cext._native import (
+    blake3,
+    compress_frame,
+    cut_points,
+    decompress_frame,
+    fsconfig,
+    fsmount,
+    fsopen,
+    launch,
+    mount,
+    move_mount,
+    open_tree,
+    umount2,
+    unshare,
+)
 
 __all__ = [
     "blake3",
+    "compress_frame",
+    "cut_points",
+    "decompress_frame",
     "fsconfig",
     "fsmount",
     "fsopen",

@@ -2,11 +2,15 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+int os_py_add_frame(PyObject *module);
+int os_py_add_gear(PyObject *module);
 int os_py_add_hash(PyObject *module);
 int os_py_add_launch(PyObject *module);
 int os_py_add_mount(PyObject *module);
 
 static int (*const PARTS[])(PyObject *) = {
+    os_py_add_frame,
+    os_py_add_gear,
     os_py_add_hash,
     os_py_add_launch,
     os_py_add_mount,
