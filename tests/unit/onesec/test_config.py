@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cext.errors import UsageError
+from onesec.config import RegistrySettings, load
+
+
+def write(tmp_path: Path, text: str) -> dict[str, str]:
+    (tmp_path / "onesec.toml").write_text(text)
+    return {"ONESEC_CONFIG": str(tmp_path / "onesec.toml")}
+
+
+def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
+    file = write(tmp_path, 'root = "/file"\nrun-dir = "/file-run"\n')
+    assert str(load(file).root) == "/file"
+    assert str(load({**file, "ONESEC_ROOT": "/env"}).root) == "/env"
+    assert str(load({**file, "ONESEC_ROOT": "/env"}, root="/flag").root) == "/flag"
+    assert str(load(file).run_dir) == "/file-run"
+
+
+def test_every_setting_is_read(tmp_path: Path) -> None:
+    text = """
+    [run]
+    runtime = "runc"
+    scratch = "memory"
+    [registry."localhost:5000"]
+    plain-http = true
+    ca = "/ca.pem"
+    mirrors = ["m.example"]
+    """
+    config = load(write(tmp_path, text))
+    assert (config.run.runtime, config.run.scratch) == ("runc", "memory")
+    assert config.registries == {"localhost:5000": RegistrySettings(True, Path("/ca.pem"), ("m.example",))}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rooot = 1", "rooot: no such setting"),
+        ("root = 1", "root: got 1, want a string"),
+        ("[run]\nscratch = 'tape'", "run.scratch: got 'tape', want disk or memory"),
+        ("[run]\nx = 1", "run.x: no such setting"),
+        ("registry = 3", "registry: got 3, want a table"),
+        ("[registry.h]\nplain-http = 'yes'", "registry.h.plain-http: got 'yes', want true or false"),
+        ("[registry.h]\nmirrors = [1]", "want a list of strings"),
+        ("=", "not valid TOML"),
+    ],
+)
+def test_a_wrong_setting_names_file_and_key(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(write(tmp_path, text))
+    assert str(caught.value).startswith(str(tmp_path / "onesec.toml"))
+    assert words in str(caught.value)
+
+
+def test_a_named_file_has_to_exist(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        load({"ONESEC_CONFIG": str(tmp_path / "nope")})
