@@ -418,30 +418,30 @@ class Layout:
 
     def recall(self, key: str) -> LayerRecord | None:
         """The layer remembered under a key, if all its blobs are still there."""
-        path = self._step_path(key)
         raw = self.recall_bytes(key)
         if raw is None:
             return None
         try:
-            record = LayerRecord.parse(raw, path)
+            record = LayerRecord.parse(raw, f"step {key}")
         except BadDocumentError:
             return None  # a cache: what can't be read is made again
         return record if all(self.has(blob) for blob in record.blobs) else None
 
-    def remember(self, key: str, record: LayerRecord) -> None:
-        """Call it inside `writing`, with the record's blobs synced."""
-        self.remember_bytes(key, record.dump())
-
     def recall_bytes(self, key: str) -> bytes | None:
-        """What `remember_bytes` was given, or None. The caller judges it."""
+        """What was remembered under a key, unjudged: the caller checks that the blobs it names are there."""
         try:
             with open(self._step_path(key), "rb") as file:
                 return file.read(DOCUMENT_MAX + 1)
         except FileNotFoundError:
             return None
 
-    def remember_bytes(self, key: str, data: bytes) -> None:
-        self._replace(self._step_path(key), data)
+    def remember(self, key: str, record: LayerRecord) -> None:
+        """Call it inside `writing`, with the record's blobs synced."""
+        self.remember_bytes(key, record.dump())
+
+    def remember_bytes(self, key: str, raw: bytes) -> None:
+        """raw: JSON; gc and fsck forget it when a blob that any descriptor in it names is gone."""
+        self._replace(self._step_path(key), raw)
 
     def _step_path(self, key: str) -> str:
         if not _STEP_KEY.fullmatch(key) or key.startswith("."):

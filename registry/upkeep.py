@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import cext
 from cext.errors import CorruptError, MissingError
 from registry import image
 from registry.errors import BadBlobError, BadDocumentError
 from registry.layout import Layout, is_pack, rebuild_chunk_map, remove_tree
-from registry.model import EROFS, LAYER, PACK, TABLES, Descriptor, Digest, LayerRecord, Manifest
+from registry.model import EROFS, LAYER, PACK, TABLES, Descriptor, Digest, Manifest, parse_json
 from registry.reference import Reference
 
 
@@ -134,7 +135,7 @@ def _clean_steps(layout: Layout) -> list[str]:
         with open(f"{base}/{name}", "rb") as file:
             raw = file.read()
         try:
-            good = all(layout.has(blob) for blob in LayerRecord.parse(raw, name).blobs)
+            good = all(layout.has(blob) for blob in descriptors_in(parse_json(raw, name)))
         except BadDocumentError:
             good = False
         if not good:
@@ -149,6 +150,19 @@ def _clean_decoded(layout: Layout, manifests: list[Manifest]) -> None:
     for name in os.listdir(base):
         if not name.startswith("tmp-") and name not in live:
             os.unlink(f"{base}/{name}")
+
+
+def descriptors_in(value: Any) -> Iterator[Descriptor]:
+    """Every descriptor anywhere in a JSON value of ours."""
+    if isinstance(value, dict):
+        if value.keys() >= {"mediaType", "digest", "size"}:
+            yield Descriptor.from_json(value)
+        else:
+            for inner in value.values():
+                yield from descriptors_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from descriptors_in(inner)
 
 
 # ---------------------------------------------------------------------- fsck

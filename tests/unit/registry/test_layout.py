@@ -13,6 +13,7 @@ from registry.errors import BadBlobError, BadDocumentError, MissingBlobError, Mi
 from registry.layout import Layout
 from registry.model import OCI_CONFIG, Descriptor, Digest, LayerRecord, Manifest, dump_json
 from registry.reference import Reference
+from registry.upkeep import descriptors_in
 
 
 @pytest.fixture
@@ -156,3 +157,16 @@ def test_a_killed_writer_leaves_a_layout_whose_every_tag_resolves(tmp_path: Path
         for tag in layout.tags():
             manifest = layout.resolve(Reference.parse(tag.name)).manifest
             layout.read(manifest.config)
+
+
+def test_a_step_record_of_any_shape_names_the_blobs_it_needs() -> None:
+    one, two = (Descriptor(OCI_CONFIG, Digest.of(text), 1) for text in (b"1", b"2"))
+    value = {"layers": [{"index": one.to_json(), "packs": [two.to_json()]}], "words": ["x", 1]}
+    assert list(descriptors_in(value)) == [one, two]
+
+
+def test_a_step_that_left_bytes_finds_them_again(layout: Layout) -> None:
+    layout.remember_bytes("key", b'{"layers":[]}')
+    assert layout.recall_bytes("key") == b'{"layers":[]}'
+    assert layout.recall_bytes("other") is None
+    assert layout.recall("key") is None
