@@ -39,7 +39,7 @@ def modules() -> Iterator[Path]:
 
 def imports(path: Path) -> set[str]:
     """Every module a file names in an import, also inside functions."""
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 import onesec
 from cext.errors import MissingError, UsageError
 from onesec.cli import main as frame
+from onesec.config import Config
 
 ROOT = Path(__file__).parents[3]
 
@@ -27,8 +29,13 @@ def command(monkeypatch: pytest.MonkeyPatch, run: Callable[..., int], **extra: o
 
 @pytest.mark.parametrize("words", [["--root", "/r", "--json", "images", "x"], ["images", "x", "--json", "--root=/r"]])
 def test_global_options_stand_before_or_after_the_command(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
-    seen = []
-    command(monkeypatch, lambda arguments, config: seen.append((arguments.word, config)) or 0)
+    seen: list[tuple[str, Config]] = []
+
+    def run(arguments: argparse.Namespace, config: Config) -> int:
+        seen.append((arguments.word, config))
+        return 0
+
+    command(monkeypatch, run)
     assert frame.main(words) == 0
     ((word, config),) = seen
     assert (word, str(config.root), config.json) == ("x", "/r", True)
