@@ -8,7 +8,8 @@ int os_py_add_hash(PyObject *module);
 int os_py_add_launch(PyObject *module);
 int os_py_add_mount(PyObject *module);
 
-/* clang-format off: one line each, so that adding one touches no other */
+/* One line each, so that adding one touches no other. */
+/* clang-format off */
 static int (*const PARTS[])(PyObject *) = {
     os_py_add_frame,
     os_py_add_gear,
