@@ -2,6 +2,7 @@
 
 OnesecError
 ├── BuildError              an image can't be built
+│   ├── ImageFileError      the Python of an image file fails
 │   ├── SolveError          no set of wheels meets the requirements
 │   ├── FetchError          a wheel could not be fetched
 │   ├── DebianError         mmdebstrap failed
@@ -20,6 +21,10 @@ from cext.errors import CorruptError, OnesecError, UnsupportedError
 
 
 class BuildError(OnesecError):
+    pass
+
+
+class ImageFileError(BuildError):
     pass
 
 

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from blake3 import blake3
-
+from cext import blake3
 from cext.errors import UsageError
 from imagebuilder.image import CallSite, CopyLocal, Image, PipInstall
 from imagebuilder.pip_settings import PipSettings
@@ -80,25 +79,26 @@ def _ignored(path: bytes, patterns: tuple[str, ...]) -> bool:
 
 def tree_digest(copy: CopyLocal, where: CallSite) -> bytes:
     """Of all that would reach the layer, and of nothing else."""
-    whole = blake3(derive_key_context=_TREE_CONTEXT)
+    parts = []
     for found in walk(copy, where):
         if found.kind == "file":
             size, content = _content_digest(found.host)
         else:
             size, content = len(found.target), found.target
         head = b"%s %o %d %d %d\0" % (found.kind.encode(), found.permissions, len(found.path), size, len(content))
-        whole.update(head + found.path + content)
-    return whole.digest()
+        parts.append(head + found.path + content)
+    return blake3(b"".join(parts), context=_TREE_CONTEXT)
 
 
 def _content_digest(path: bytes) -> tuple[int, bytes]:
-    hasher = blake3()
+    """Size, and the hash of the hashes of each MiB: memory stays flat."""
+    steps = []
     size = 0
-    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb", buffering=0) as file:
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as file:
         while data := file.read(_STEP):
             size += len(data)
-            hasher.update(data)
-    return size, hasher.digest()
+            steps.append(blake3(data))
+    return size, blake3(b"".join(steps))
 
 
 def read_text(path: str, where: CallSite) -> str:

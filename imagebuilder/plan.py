@@ -10,8 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from blake3 import blake3
-
+from cext import blake3
 from imagebuilder import debian
 from imagebuilder.image import CallSite, Configure, CopyLocal, DebianBase, Image, OciBase, PipInstall, Run
 from imagebuilder.pip_settings import PipSettings
@@ -187,7 +186,7 @@ def _definition(
 
 def _key(definition: Mapping[str, object], below: Sequence[str]) -> str:
     text = json.dumps([definition, list(below)], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return blake3(text.encode(), derive_key_context=_KEY_CONTEXT).hexdigest()
+    return blake3(text.encode(), context=_KEY_CONTEXT).hex()
 
 
 def image_config(base: Mapping[str, object], context: Context, architecture: str) -> dict[str, object]:

@@ -7,7 +7,6 @@ report of progress.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import trio
-from blake3 import blake3
 
-from cext.errors import CorruptError, UnsupportedError, UsageError
+from cext import blake3
+from cext.errors import UnsupportedError, UsageError
 from imagebuilder import debian, fetch, importer, local, python, solve
 from imagebuilder.image import CopyLocal, DebianBase, OciBase, PipInstall, Run
 from imagebuilder.layer import (
@@ -36,55 +35,13 @@ from imagebuilder.layer import (
 from imagebuilder.plan import Context, Inputs, Plan, Step, image_config, settings_for
 from imagebuilder.progress import Progress
 from imagebuilder.sandbox import Command, Sandbox
+from imagebuilder.steps import StepResult, recall
 from imagebuilder.streams import Plain, Source
 from imagebuilder.wheel import Placed, Places, Wheel
-from registry.errors import BadDocumentError
-from registry.layout import LOCAL_DOMAIN
 from registry.model import LayerRecord, Manifest, dump_json, parse_json
 
 _PARALLEL = 3  # steps, and downloads of one step
 _WHEEL_CONTEXT = "onesec 2026 wheel layer v1"
-_RECORD_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """layers: bottom first. base: config and trust domain of the image that the step brought, if it did."""
-
-    layers: tuple[LayerRecord, ...]
-    config: Mapping[str, Any] = field(default_factory=dict)
-    domain: str = LOCAL_DOMAIN
-
-    def dump(self) -> bytes:
-        layers = [json.loads(layer.dump()) for layer in self.layers]
-        return dump_json(
-            {"version": _RECORD_VERSION, "layers": layers, "config": dict(self.config), "domain": self.domain}
-        )
-
-    @classmethod
-    def parse(cls, raw: bytes) -> StepResult:
-        record = parse_json(raw, "build step")
-        if not isinstance(record, dict) or record.get("version") != _RECORD_VERSION:
-            raise BadDocumentError("build step", "of another version")
-        layers = tuple(LayerRecord.parse(dump_json(layer)) for layer in record["layers"])
-        return cls(layers, record["config"], record["domain"])
-
-
-def recall(workshop: Workshop, step: Step) -> StepResult | None:
-    """What a step made before, if all of it is still there."""
-    return _recall(workshop.layout.recall_bytes(step.key), lambda result: all(
-        workshop.layout.has(blob) for layer in result.layers for blob in layer.blobs
-    ))  # fmt: skip
-
-
-def _recall(raw: bytes | None, whole: Callable[[StepResult], bool]) -> StepResult | None:
-    if raw is None:
-        return None
-    try:
-        result = StepResult.parse(raw)
-    except (CorruptError, KeyError, TypeError):
-        return None  # a cache: what can't be read is made again
-    return result if whole(result) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +104,7 @@ class _Execution:
     async def _step(self, step: Step) -> None:
         for number in step.needs:
             await self._done[number].wait()
-        result = recall(self._world.workshop, step) if self._world.use_cache else None
+        result = recall(self._layout, step) if self._world.use_cache else None
         if result is None:
             async with self._slots:
                 self._progress.stage(step.title)
@@ -265,8 +222,8 @@ class _Execution:
             "bytecode-"
             + blake3(
                 "\n".join((*compile_all, *(str(layer.index.digest) for layer in layers))).encode(),
-                derive_key_context=_WHEEL_CONTEXT,
-            ).hexdigest()
+                context=_WHEEL_CONTEXT,
+            ).hex()
         )
         record = self._layout.recall(key)
         if record is None:
@@ -326,7 +283,7 @@ class _Cancellable:
 
 def wheel_key(sha256: str, places: Places) -> str:
     parts = (sha256, places.python, places.packages, places.scripts, places.data, places.headers)
-    return blake3("\n".join(parts).encode(), derive_key_context=_WHEEL_CONTEXT).hexdigest()
+    return blake3("\n".join(parts).encode(), context=_WHEEL_CONTEXT).hex()
 
 
 def _place(layer: LayerWriter, wheel: Wheel, placed: Sequence[Placed], progress: Progress) -> None:

@@ -1,0 +1,112 @@
+"""``onesec build``: an image file becomes an image in the local layout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+
+from cext.errors import UsageError
+from imagebuilder import local, pip_settings, progress
+from imagebuilder.load import default_tag, load_image, split
+from imagebuilder.plan import Inputs, Plan, plan
+from onesec.config import Config
+from registry.reference import Reference
+
+_TITLE_MAX = 90
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE[:NAME]", help="a Python file and the name of the Image in it")
+    parser.add_argument("-t", "--tag", metavar="REF", help="the name to give it; default: from the file's name")
+    parser.add_argument("--plan", action="store_true", help="print the steps and what is cached; run nothing")
+    parser.add_argument("--no-cache", action="store_true", help="make every step again")
+    parser.add_argument("--secret", metavar="id=I,src=P", action="append", default=[], help="a file for run(secrets=…)")
+
+
+def run(arguments: argparse.Namespace, config: Config) -> int:
+    path, name = split(arguments.file)
+    secrets = dict(parse_secret(text) for text in arguments.secret)
+    reference = Reference.parse(arguments.tag or default_tag(path))
+    image = load_image(path, name)
+    inputs = local.read_inputs(image, pip_settings.load(os.environ))
+    steps = plan(image, inputs)
+    if arguments.plan:
+        return _show(steps, config)
+    return _build(steps, inputs, reference, secrets, config, use_cache=not arguments.no_cache)
+
+
+def parse_secret(text: str) -> tuple[str, str]:
+    """id=I,src=P. The path may have commas."""
+    first, comma, second = text.partition(",")
+    if not first.startswith("id=") or not comma or not second.startswith("src="):
+        raise UsageError(f"--secret: got {text!r}, want id=NAME,src=FILE")
+    path = os.path.abspath(second[4:])
+    if not os.path.isfile(path):
+        raise UsageError(f"--secret: {path}: no such file")
+    return first[3:], path
+
+
+def _show(steps: Plan, config: Config) -> int:
+    """Reads the cache and nothing else: not even the root is made."""
+    from imagebuilder.steps import cached
+    from registry.layout import Layout
+
+    known = cached(Layout(os.path.abspath(config.root)), steps)
+    if config.json:
+        rows = [
+            {
+                "step": step.title,
+                "key": step.key,
+                "cached": step.number in known,
+                "needs": list(step.needs),
+                "where": str(step.where),
+            }
+            for step in steps.steps
+        ]
+        print(json.dumps({"steps": rows}))
+        return 0
+    for step in steps.steps:
+        state = "cached" if step.number in known else "build"
+        print(f"{step.number + 1:>3}  {state:<6}  {step.key[:12]}  {_shorten(step.title)}")
+    return 0
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _TITLE_MAX else text[: _TITLE_MAX - 1] + "…"
+
+
+def _build(
+    steps: Plan, inputs: Inputs, reference: Reference, secrets: dict[str, str], config: Config, *, use_cache: bool
+) -> int:
+    import trio
+
+    from imagebuilder.layer import Workshop
+    from imagebuilder.run import World, build
+    from onesec.wiring import open_tree, sandbox
+    from registry.layout import Layout
+
+    if reference.digest is not None:
+        raise UsageError(f"tag {reference}: want a name without a digest")
+    layout = Layout.open(config.root)
+    with progress.for_user() as shown, layout.writing(), Workshop(layout) as workshop:
+        world = World(workshop, shown, open_tree(layout), dict(os.environ), sandbox(config, layout), secrets, use_cache)
+        try:
+            manifest, domain = trio.run(build, steps, inputs, world)
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+        layout.tag(reference, manifest, domain=domain)
+    if config.json:
+        print(json.dumps({"name": reference.name, "digest": str(manifest.digest), "domain": domain}))
+    else:
+        print(f"{reference.name}: {len(steps.steps)} steps")
+        print(manifest.digest)
+    return 0
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one to tell the user: a Ctrl-C before all, else the first that failed."""
+    found: Sequence[BaseException] = group.exceptions
+    flat = [first_error(one) if isinstance(one, BaseExceptionGroup) else one for one in found]
+    return next((one for one in flat if isinstance(one, KeyboardInterrupt)), flat[0])
