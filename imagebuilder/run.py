@@ -8,9 +8,11 @@ report of progress.
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -229,7 +231,7 @@ class _Execution:
         if record is None:
             # status 1: some file is no valid Python for this version, as pip would leave it too
             quiet = ("/bin/sh", "-c", '"$@" >/dev/null || test $? -eq 1', "sh", *compile_all)
-            context = Context(env=(("PYTHONHASHSEED", "0"),), user="0:0", workdir="/")
+            context = Context(env=(("PYTHONHASHSEED", "0"),), workdir="/", user="0:0")
             record = await self._sandboxed([*below, *layers], [Command(quiet, context)])
             await self._blocking(lambda: self._layout.remember(key, record))
         return record
@@ -249,7 +251,9 @@ class _Execution:
 
         def work() -> LayerRecord:
             manifest = assemble_image(workshop.layout, below, config)
+            began = time.time()
             with sandbox.run(manifest, commands) as changes:
+                settle(changes.upper, changes.base, began)
                 return layer_from_overlay_upper(
                     workshop, changes.upper, changes.base, packs=changes.packs, note=self._progress.note
                 )
@@ -320,3 +324,26 @@ def _copy(layer: LayerWriter, copy: CopyLocal, step: Step) -> None:
 def _steps(file: Any) -> Iterator[bytes]:
     while data := file.read(1 << 20):
         yield data
+
+
+def settle(upper: str, base: Base, began: float) -> None:
+    """Takes out of an upper directory what depends on when it was made: times after `began` (seconds) become the
+    constant of copies, and the places that mounts of the sandbox left behind are removed.
+    """
+    for place in ("etc/resolv.conf", "etc/hosts", "etc/hostname", "run/onesec-ca.pem"):
+        path = f"{upper}/{place}"
+        with suppress(FileNotFoundError, NotADirectoryError):
+            found = os.lstat(path)
+            if stat.S_ISREG(found.st_mode) and not found.st_size and base.lookup(place.encode()) is None:
+                os.unlink(path)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for name in os.listdir(f"{upper}/run/secrets"):
+            path = f"{upper}/run/secrets/{name}"
+            if not os.lstat(path).st_size:
+                os.unlink(path)
+        if base.lookup(b"run/secrets") is None:
+            os.rmdir(f"{upper}/run/secrets")
+    for _, directories, files, fd in os.fwalk(upper, topdown=False):
+        for name in (*directories, *files):
+            if os.stat(name, dir_fd=fd, follow_symlinks=False).st_mtime >= began - 1:
+                os.utime(name, (local.TIME, local.TIME), dir_fd=fd, follow_symlinks=False)

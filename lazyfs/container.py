@@ -117,6 +117,32 @@ def run(file: int, objects: int, image: ImageConfig, options: RunOptions, settin
         return run_tree(tree, bundle, program, image, options, settings)
 
 
+@contextmanager
+def changes(
+    file: int, objects: int, image: ImageConfig, commands: Sequence[RunOptions], settings: Settings, *, name: str
+) -> Iterator[tuple[str, int | None, int]]:
+    """Runs containers one after the other on one scratch layer, until one fails.
+
+    Gives the layer's upper directory, which lasts as long as the block, the number of the command that failed or None,
+    and the last exit status.
+    """
+    program = find_runtime(settings.runtime)
+    with ExitStack() as stack:
+        kept = stack.enter_context(_bundle(settings))
+        os.mkdir(kept.scratch, 0o700)
+        metadata = _owned(stack, mount.erofs(file, name=name))
+        directory = _owned(stack, os.open(kept.scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        tree = _overlay_on(stack, directory, metadata, objects, name)
+        failed, status = None, 0
+        for number, options in enumerate(commands):
+            with _bundle(settings) as bundle:
+                status = run_tree(tree, bundle, program, image, options, settings)
+            if status:
+                failed = number
+                break
+        yield f"{kept.scratch}/upper", failed, status
+
+
 def run_tree(
     tree: int, bundle: Bundle, program: Program, image: ImageConfig, options: RunOptions, settings: Settings
 ) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 import cext
 from registry.errors import BadBlobError, BadDocumentError, MissingBlobError
-from registry.layout import Layout, Lease
+from registry.layout import Layout, Lease, Resolved
 from registry.model import (
     DECODED_DIGEST,
     DECODED_SIZE,
@@ -83,7 +83,11 @@ def open_image(layout: Layout, reference: Reference) -> OpenedImage:
     """Resolves, verifies and leases an image. Raises MissingImageError, BadDocumentError, BadBlobError, cext
     CorruptError.
     """
-    resolved, lease = layout.resolve_leased(reference)
+    return open_resolved(layout, *layout.resolve_leased(reference))
+
+
+def open_resolved(layout: Layout, resolved: Resolved, lease: Lease) -> OpenedImage:
+    """The same for an image that needs no name. Takes the lease, also when it fails."""
     fds: list[int] = []
     try:
         manifest = resolved.manifest.require_image()
