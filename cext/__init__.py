@@ -8,10 +8,13 @@ if "ONESEC_NATIVE" in os.environ:  # a build of _native with sanitizers, .ci/san
     __path__.insert(0, os.environ["ONESEC_NATIVE"])
 
 from cext._native import (
+    ObjectServer,
     blake3,
     compress_frame,
     cut_points,
     decompress_frame,
+    device_of,
+    drop_privileges,
     fsconfig,
     fsmount,
     fsopen,
@@ -19,15 +22,19 @@ from cext._native import (
     mount,
     move_mount,
     open_tree,
+    set_process_name,
     umount2,
     unshare,
 )
 
 __all__ = [
+    "ObjectServer",
     "blake3",
     "compress_frame",
     "cut_points",
     "decompress_frame",
+    "device_of",
+    "drop_privileges",
     "fsconfig",
     "fsmount",
     "fsopen",
@@ -35,6 +42,7 @@ __all__ = [
     "mount",
     "move_mount",
     "open_tree",
+    "set_process_name",
     "umount2",
     "unshare",
 ]

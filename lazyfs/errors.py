@@ -2,8 +2,9 @@
 
 OnesecError
 └── LazyfsError
-    ├── MountError       a step of a mount was refused
-    └── ContainerError   a container cannot be set up or started
+    ├── MountError          a step of a mount was refused
+    ├── ObjectServerError   the object server cannot be started or refused an image
+    └── ContainerError      a container cannot be set up or started
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ class LazyfsError(OnesecError):
 
 
 class MountError(LazyfsError):
+    pass
+
+
+class ObjectServerError(LazyfsError):
     pass
 
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lazyfs.objects import Attachment, attach
-
 from onesec.config import Config
 from registry.image import OpenedImage, open_image
 from registry.layout import Layout
@@ -31,9 +30,9 @@ class ServedImage:
     def objects(self) -> int:
         return self.attachment.objects
 
-    def keep(self) -> None:
-        """A mount outlives this process: the server goes on with the image until the mount is gone."""
-        self.attachment.keep()
+    def keep(self, target: str) -> None:
+        """A mount outlives this process: the server goes on with the image until what is mounted on target is gone."""
+        self.attachment.keep(target)
 
 
 @contextmanager

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lazyfs.objects import attach
-
 from imagebuilder.errors import CommandError
 from imagebuilder.layer import Base
 from imagebuilder.sandbox import Changes, Command
 from lazyfs import container
+from lazyfs.objects import attach
 from lazyfs.probe import probe
 from lazyfs.runtime_config import RunOptions, Volume, image_config
 from onesec.config import Config

@@ -7,6 +7,8 @@ int os_py_add_gear(PyObject *module);
 int os_py_add_hash(PyObject *module);
 int os_py_add_launch(PyObject *module);
 int os_py_add_mount(PyObject *module);
+int os_py_add_object_server(PyObject *module);
+int os_py_add_privileges(PyObject *module);
 
 /* One line each, so that adding one touches no other. */
 /* clang-format off */
@@ -16,6 +18,8 @@ static int (*const PARTS[])(PyObject *) = {
     os_py_add_hash,
     os_py_add_launch,
     os_py_add_mount,
+    os_py_add_object_server,
+    os_py_add_privileges,
 };
 /* clang-format on */
 

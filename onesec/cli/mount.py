@@ -43,7 +43,7 @@ def _kernel(arguments: argparse.Namespace, config: Config) -> int:
             record = mount.MountRecord(os.urandom(8).hex(), real, image.name, str(image.digest), image.domain, "kernel")
             try:
                 records.add(record)
-                served.keep()
+                served.keep(real)
             except BaseException:
                 records.remove(record)
                 mount.unmount(real)

@@ -1,0 +1,60 @@
+/* Requests that wait: for a pack that is not here yet, or for the tables of an announced image. And what is remembered
+ * about those that waited in vain: the kernel asks two or three times for one page before a program sees EIO, so a
+ * place whose deadline has passed is refused at once for a while, or the program would wait for several deadlines. No
+ * lock of its own: the caller holds the server's. */
+#ifndef OS_FUSE_PARKING_H
+#define OS_FUSE_PARKING_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "os_env.h"
+#include "os_limits.h"
+
+#define OS_PARKING_REFUSED 256u    /* places remembered; the oldest is forgotten first, then one more deadline passes */
+#define OS_PARKING_INTERRUPTED 64u /* interrupts that came before their request was parked */
+
+/* A LOOKUP or READ on its way to an answer. */
+typedef struct os_ask {
+    struct os_ask *next;
+    int fd;      /* borrowed: the descriptor it was read from, which is the only one that takes the answer */
+    bool lookup; /* else a READ */
+    uint32_t pid;
+    uint32_t size; /* READ */
+    uint64_t unique, node, offset;
+    uint64_t deadline;          /* ns; 0: never parked so far */
+    uint64_t arrivals;          /* the server's count when it was last tried */
+    uint8_t object[OS_ID_SIZE]; /* LOOKUP */
+    uint8_t pack[OS_ID_SIZE];   /* READ: what it waits for */
+    bool ready, interrupted;
+} os_ask;
+
+typedef struct os_refused {
+    uint64_t node, start, end, until; /* until: ns */
+    bool lookup;
+} os_refused;
+
+typedef struct os_parking {
+    os_ask *first; /* owned */
+    uint32_t count;
+    os_refused refused[OS_PARKING_REFUSED];
+    unsigned next_refused;
+    uint64_t interrupted[OS_PARKING_INTERRUPTED]; /* uniques */
+    unsigned next_interrupted;
+} os_parking;
+
+/* Keeps a copy. false: no memory. */
+bool os_parking_add(os_parking *parking, const os_ask *ask, const os_env *env);
+/* Takes out all that have something to be done about: ready, past their deadline, or interrupted. */
+os_ask *os_parking_due(os_parking *parking, uint64_t now);
+os_ask *os_parking_all(os_parking *parking);
+
+void os_parking_wake_lookups(os_parking *parking);
+/* pack NULL: everything. */
+void os_parking_wake_reads(os_parking *parking, const uint8_t *pack);
+void os_parking_interrupt(os_parking *parking, uint64_t unique);
+
+void os_parking_refuse(os_parking *parking, const os_ask *ask, uint64_t until);
+bool os_parking_refuses(const os_parking *parking, const os_ask *ask, uint64_t now);
+
+#endif

@@ -1,0 +1,72 @@
+/* The object server: answers the kernel for one FUSE mount whose files are objects, /<2 hex>/<62 hex>, named by the
+ * hash of their content. Several threads, one descriptor each; no Python. How it works: fuse_server.c. */
+#ifndef OS_FUSE_SERVER_H
+#define OS_FUSE_SERVER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "os_env.h"
+#include "os_limits.h"
+#include "os_result.h"
+#include "os_source.h"
+
+#define OS_FUSE_THREADS_MAX 32u
+#define OS_FUSE_PARKED_MAX 65536u
+
+typedef struct os_fuse_server os_fuse_server;
+
+typedef struct os_fuse_options {
+    const os_env *env;     /* borrowed */
+    const int *fds;        /* the mount's /dev/fuse and its clones, one thread for each; each is taken on success */
+    unsigned fd_count;     /* 1 to OS_FUSE_THREADS_MAX */
+    int proc;              /* borrowed: a proc file system, to see who is being killed; -1: nobody ever is */
+    int log;               /* borrowed; -1: nowhere */
+    int hangup;            /* borrowed: an eventfd that is written when the kernel closes the connection; or -1 */
+    uint8_t secret[32];    /* of the mount: keys the node ids */
+    uint64_t deadline_ns;  /* of a parked request */
+    uint64_t fail_fast_ns; /* how long a place whose deadline passed is answered EIO at once */
+    void (*unmap)(void *mapping, size_t size); /* for what add_image takes */
+} os_fuse_options;
+
+typedef struct os_fuse_statistics {
+    uint64_t lookups, reads, read_bytes, other; /* requests, and bytes sent */
+    uint64_t errors;                            /* READ and LOOKUP answered EIO */
+    uint64_t parked, parked_now, expired, killed;
+    uint64_t pack_bytes, decoded_bytes, cache_hits;
+    uint64_t images, objects;
+    uint64_t stores, stored_bytes;
+    uint64_t unmounted; /* 1: the kernel has closed the connection */
+} os_fuse_statistics;
+
+os_code os_fuse_server_make(const os_fuse_options *options, os_fuse_server **out, os_failure *failure);
+/* Once. On failure nothing runs. */
+os_code os_fuse_server_start(os_fuse_server *server, os_failure *failure);
+/* Ends the threads, answers what is parked with EIO, closes the descriptors, frees. May be NULL. */
+void os_fuse_server_free(os_fuse_server *server);
+
+/* The functions below: any thread, at any time between make and free. */
+
+/* mapping: the tables' bytes, aligned to 8; taken with source on OS_OK. expected: ends one os_fuse_server_expect. */
+os_code os_fuse_server_add(os_fuse_server *server, void *mapping, size_t size, os_source source, const char *label,
+                           bool expected, uint64_t *id, os_failure *failure);
+/* Objects that no other image has are EIO from now on. OS_MISSING: no such image. */
+os_code os_fuse_server_remove(os_fuse_server *server, uint64_t id, os_failure *failure);
+/* An image whose tables are still to come is announced (+1), or will not come after all (-1): as long as one is, the
+ * look-up of an unknown object waits. */
+void os_fuse_server_expect(os_fuse_server *server, int change);
+/* A pack of an image that was pending can be had: requests that wait for it are tried again. */
+void os_fuse_server_wake(os_fuse_server *server, const uint8_t pack[OS_ID_SIZE]);
+
+/* Puts verified bytes of an object into the page cache (NOTIFY_STORE), clipped to the object's size in the tables.
+ * *stored: bytes taken. OS_MISSING: no image has the object, or the kernel has not looked it up. May wait for a READ
+ * of the same page: never called by a thread that answers reads. */
+os_code os_fuse_server_store(os_fuse_server *server, const uint8_t object[OS_ID_SIZE], uint64_t offset,
+                             const void *data, size_t size, size_t *stored, os_failure *failure);
+
+void os_fuse_server_statistics(os_fuse_server *server, os_fuse_statistics *out);
+uint64_t os_fuse_server_node(const os_fuse_server *server, const uint8_t object[OS_ID_SIZE]);
+
+#endif

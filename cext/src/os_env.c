@@ -1,0 +1,91 @@
+#define _GNU_SOURCE
+#include "os_env.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+static int system_openat(void *context, int directory, const char *path, int flags, mode_t mode) {
+    (void)context;
+    return openat(directory, path, flags, mode);
+}
+
+static int system_close(void *context, int fd) {
+    (void)context;
+    return close(fd);
+}
+
+static ssize_t system_read(void *context, int fd, void *buffer, size_t size) {
+    (void)context;
+    return read(fd, buffer, size);
+}
+
+static ssize_t system_write(void *context, int fd, const void *buffer, size_t size) {
+    (void)context;
+    return write(fd, buffer, size);
+}
+
+static ssize_t system_writev(void *context, int fd, const struct iovec *parts, int count) {
+    (void)context;
+    return writev(fd, parts, count);
+}
+
+static ssize_t system_pread(void *context, int fd, void *buffer, size_t size, off_t offset) {
+    (void)context;
+    return pread(fd, buffer, size, offset);
+}
+
+static ssize_t system_pwrite(void *context, int fd, const void *buffer, size_t size, off_t offset) {
+    (void)context;
+    return pwrite(fd, buffer, size, offset);
+}
+
+static int system_fdatasync(void *context, int fd) {
+    (void)context;
+    return fdatasync(fd);
+}
+
+static int system_renameat(void *context, int from, const char *from_path, int to, const char *to_path) {
+    (void)context;
+    return renameat(from, from_path, to, to_path);
+}
+
+static int system_unlinkat(void *context, int directory, const char *path, int flags) {
+    (void)context;
+    return unlinkat(directory, path, flags);
+}
+
+static uint64_t system_monotonic_ns(void *context) {
+    struct timespec now;
+    (void)context;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void *system_allocate(void *context, size_t size) {
+    (void)context;
+    return malloc(size);
+}
+
+static void system_release(void *context, void *memory) {
+    (void)context;
+    free(memory);
+}
+
+const os_env os_env_system = {
+    .openat = system_openat,
+    .close = system_close,
+    .read = system_read,
+    .write = system_write,
+    .writev = system_writev,
+    .pread = system_pread,
+    .pwrite = system_pwrite,
+    .fdatasync = system_fdatasync,
+    .renameat = system_renameat,
+    .unlinkat = system_unlinkat,
+    .monotonic_ns = system_monotonic_ns,
+    .allocate = system_allocate,
+    .release = system_release,
+};

@@ -1,0 +1,225 @@
+/* What a process gives up for good before it touches bytes from outside.
+ *
+ * drop_privileges() leaves a process that can compute, use the descriptors it has, take more over its sockets, and make
+ * threads: an allow list of system calls, no capabilities, uid and gid 65534. The one thing it may open are files of
+ * the proc file system behind one descriptor (to see whether the reader of a parked page is being killed); the caller
+ * has changed its root to that same proc, so that no path leads elsewhere. Call it while there is one thread: all that
+ * come later inherit it. */
+#define _GNU_SOURCE
+#include "py_common.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/audit.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sched.h>
+#include <stddef.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#define ARCHITECTURE AUDIT_ARCH_X86_64
+#elif defined(__aarch64__)
+#define ARCHITECTURE AUDIT_ARCH_AARCH64
+#else
+#error "drop_privileges: this processor's seccomp architecture is not listed"
+#endif
+
+#define FIELD(name) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, name))
+#define LOW(n) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[n]))
+#define HIGH(n) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[n]) + 4)
+#define RETURN(what) BPF_STMT(BPF_RET | BPF_K, (what))
+#define DENY (SECCOMP_RET_ERRNO | EPERM)
+#define IF(value, yes, no) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)(value), yes, no)
+#define IF_BITS(bits, yes, no) BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, (unsigned)(bits), yes, no)
+
+/* Allowed whatever the arguments. */
+static const int ALLOWED[] = {
+    SYS_read,
+    SYS_write,
+    SYS_readv,
+    SYS_writev,
+    SYS_pread64,
+    SYS_close,
+    SYS_fstat,
+    SYS_lseek,
+    SYS_munmap,
+    SYS_mremap,
+    SYS_madvise,
+    SYS_brk,
+    SYS_rt_sigaction,
+    SYS_rt_sigprocmask,
+    SYS_rt_sigreturn,
+    SYS_sigaltstack,
+    SYS_futex,
+    SYS_nanosleep,
+    SYS_clock_nanosleep,
+    SYS_clock_gettime,
+    SYS_ppoll,
+    SYS_accept4,
+    SYS_recvmsg,
+    SYS_sendmsg,
+    SYS_getsockopt,
+    SYS_getsockname,
+    SYS_shutdown,
+    SYS_sched_yield,
+    SYS_getrandom,
+    SYS_exit,
+    SYS_exit_group,
+    SYS_gettid,
+    SYS_getpid,
+    SYS_getuid,
+    SYS_set_robust_list,
+    SYS_rseq,
+    SYS_restart_syscall,
+    SYS_sched_getaffinity,
+    SYS_dup,
+    SYS_fcntl,
+    SYS_set_tid_address,
+#ifdef SYS_poll
+    SYS_poll,
+#endif
+};
+
+#define ALLOWED_COUNT (sizeof ALLOWED / sizeof *ALLOWED)
+
+static int install_filter(int proc, unsigned process) {
+    struct sock_filter checks[] = {
+        /* Without its arguments in registers clone3 cannot be judged; without it libc uses clone. */
+        FIELD(nr),
+        IF(SYS_clone3, 0, 1),
+        RETURN(SECCOMP_RET_ERRNO | ENOSYS),
+        IF(SYS_clone, 0, 4),
+        LOW(0),
+        IF_BITS(CLONE_THREAD, 0, 1),
+        RETURN(SECCOMP_RET_ALLOW),
+        RETURN(DENY),
+        /* Nothing that was written becomes code. */
+        IF(SYS_mmap, 1, 0),
+        IF(SYS_mprotect, 0, 4),
+        LOW(2),
+        IF_BITS(PROT_EXEC, 1, 0),
+        RETURN(SECCOMP_RET_ALLOW),
+        RETURN(DENY),
+        /* openat(proc, …) to read. The root is that proc too. */
+        IF(SYS_openat, 0, 6),
+        LOW(0),
+        IF(proc, 0, 3),
+        LOW(2),
+        IF(O_RDONLY | O_CLOEXEC, 0, 1),
+        RETURN(SECCOMP_RET_ALLOW),
+        RETURN(DENY),
+        /* fstat of newer C libraries */
+        IF(SYS_newfstatat, 0, 4),
+        LOW(3),
+        IF(AT_EMPTY_PATH, 0, 1),
+        RETURN(SECCOMP_RET_ALLOW),
+        RETURN(DENY),
+        /* Signals to itself, to wake its threads. */
+        IF(SYS_tgkill, 0, 4),
+        LOW(0),
+        IF(process, 0, 1),
+        RETURN(SECCOMP_RET_ALLOW),
+        RETURN(DENY),
+        /* What Python does to sockets. */
+        IF(SYS_ioctl, 0, 5),
+        LOW(1),
+        IF(FIONBIO, 1, 0),
+        IF(FIOCLEX, 0, 1),
+        RETURN(SECCOMP_RET_ALLOW),
+        RETURN(DENY),
+    };
+    struct sock_filter program[ALLOWED_COUNT + sizeof checks / sizeof *checks + 8];
+    unsigned short at = 0;
+    program[at++] = (struct sock_filter)FIELD(arch);
+    program[at++] = (struct sock_filter)IF(ARCHITECTURE, 1, 0);
+    program[at++] = (struct sock_filter)RETURN(SECCOMP_RET_KILL_PROCESS);
+    program[at++] = (struct sock_filter)FIELD(nr);
+    for (size_t row = 0; row < ALLOWED_COUNT; row++) /* the jump leads to the RETURN behind the table */
+        program[at++] = (struct sock_filter)IF(ALLOWED[row], ALLOWED_COUNT - row, 0);
+    program[at++] = (struct sock_filter)BPF_STMT(BPF_JMP | BPF_JA, 1);
+    program[at++] = (struct sock_filter)RETURN(SECCOMP_RET_ALLOW);
+    memcpy(program + at, checks, sizeof checks);
+    at += sizeof checks / sizeof *checks;
+    program[at++] = (struct sock_filter)RETURN(DENY);
+    struct sock_fprog filter = {.len = at, .filter = program};
+    return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter);
+}
+
+static int drop(int user, int proc) {
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct none[2] = {{0}};
+    struct rlimit no_core = {0, 0};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || setrlimit(RLIMIT_CORE, &no_core) < 0)
+        return -1;
+    for (int cap = 0; cap < 64; cap++)
+        if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 && errno != EINVAL) /* EINVAL: past the last one */
+            return -1;
+    if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0)
+        return -1;
+    if (setgroups(0, NULL) < 0 || setresgid((gid_t)user, (gid_t)user, (gid_t)user) < 0 ||
+        setresuid((uid_t)user, (uid_t)user, (uid_t)user) < 0 || syscall(SYS_capset, &head, none) < 0)
+        return -1;
+    return install_filter(proc, (unsigned)getpid());
+}
+
+static PyObject *drop_privileges(PyObject *module, PyObject *args) {
+    int user, proc;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "ii", &user, &proc))
+        return NULL;
+    if (user <= 0 || proc < 0) {
+        PyErr_SetString(PyExc_ValueError, "drop_privileges: want a user that is not root, and a descriptor");
+        return NULL;
+    }
+    if (drop(user, proc) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+/* The device number of a file without asking the file system (AT_STATX_DONT_SYNC): a FUSE mount's server may be the
+ * one who asks. */
+static PyObject *device_of(PyObject *module, PyObject *args) {
+    int fd, result;
+    struct statx found;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "i", &fd))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    result = statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &found);
+    Py_END_ALLOW_THREADS;
+    if (result < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    return Py_BuildValue("II", found.stx_dev_major, found.stx_dev_minor);
+}
+
+static PyObject *set_process_name(PyObject *module, PyObject *args) {
+    const char *name;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "s", &name))
+        return NULL;
+    if (prctl(PR_SET_NAME, name, 0, 0, 0) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"drop_privileges", drop_privileges, METH_VARARGS,
+     "drop_privileges(user, proc): for good. proc: descriptor of the proc file system that is this process's root."},
+    {"device_of", device_of, METH_VARARGS, "device_of(fd) -> (major, minor): without asking the file system."},
+    {"set_process_name", set_process_name, METH_VARARGS, "set_process_name(name): at most 15 bytes of it count."},
+    {NULL, NULL, 0, NULL},
+};
+
+int os_py_add_privileges(PyObject *module) {
+    return PyModule_AddFunctions(module, functions);
+}

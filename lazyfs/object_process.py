@@ -1,0 +1,485 @@
+"""The object server's process: one for each trust domain, forked from the first client that needs it, never executed.
+
+    client ── forks ──► holder (root; waits, then removes the socket) ── forks ──► server (nobody, seccomp)
+
+The server makes the FUSE mount, attached nowhere, while it still may, gives up everything it does not need, and only
+then reads its first byte from outside. What it serves comes to it as descriptors over its socket: it can open nothing
+(but /proc/<pid>/status, to see whether the reader of a parked page is being killed), so a fault in it reaches no file
+that its images do not consist of.
+
+Messages are one JSON object in one packet, with descriptors. Of a client:
+
+    attach   label, blobs (number of packs), lease (bool), rows, more; descriptors: tables, [lease], a pack for each row
+    packs    rows, more; descriptors: a pack for each row. `more` false ends an attach: the answer has the image's
+             number and a descriptor of the object mount
+    keep     image, device ("major:minor" of a mount that uses it): the image stays until that mount is gone
+    detach   image
+    statistics
+
+An image that is not kept ends with its client's connection. When there is no image and no client the process ends, and
+with it the mount.
+"""
+
+from __future__ import annotations
+
+import array  # noqa: F401  socket.recv_fds imports it when it is called: too late behind the change of root
+import fcntl
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import cext
+from cext.errors import OnesecError, UnsupportedError
+
+NAME = "onesec-objects"
+NOBODY = 65534
+MESSAGE_MAX = 64 << 10
+DESCRIPTORS_MAX = 240  # of one message; the kernel takes 253
+READ_AHEAD_KB = 4096
+FIRST_CLIENT_S = 10
+
+_CLONE = 0x8004E500  # FUSE_DEV_IOC_CLONE
+_CLOEXEC = 1
+_SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
+_RDONLY, _NOSUID, _NODEV, _NOEXEC, _NOATIME = 0x1, 0x2, 0x4, 0x8, 0x10
+_OPEN_TREE_CLONE = 1
+_AT_FDCWD = -100
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectMount:
+    """A FUSE mount that is attached nowhere. tree: its root. fds: its connection, and a clone for each further
+    thread; made now, because a request dies with the clone that it was read from. All owned.
+    """
+
+    tree: int
+    fds: tuple[int, ...]
+
+    def close(self) -> None:
+        for fd in (self.tree, *self.fds):
+            os.close(fd)
+
+
+def make_object_mount(threads: int) -> ObjectMount:
+    """Raises UnsupportedError where the kernel or its configuration says no."""
+    fds: list[int] = []
+    try:
+        fds.append(_open_fuse())
+        tree = _mount_fuse(fds[0])
+        fds.append(tree)
+        clones = []
+        for _ in range(threads - 1):
+            clone = _open_fuse()
+            fds.append(clone)
+            fcntl.ioctl(clone, _CLONE, struct.pack("=I", fds[0]))
+            clones.append(clone)
+        _set_read_ahead(tree)
+        return ObjectMount(tree, (fds[0], *clones))
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+
+
+def _open_fuse() -> int:
+    try:
+        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise UnsupportedError(
+            f"/dev/fuse: {os.strerror(error.errno or 0).lower()}",
+            hint="load the fuse module, or give the container /dev/fuse",
+        ) from error
+
+
+def _mount_fuse(fuse: int) -> int:
+    options = [
+        ("source", "onesec"),
+        ("subtype", "onesec"),
+        ("fd", str(fuse)),
+        ("rootmode", "40000"),
+        ("user_id", "0"),
+        ("group_id", "0"),
+        ("default_permissions", None),
+        ("ro", None),
+    ]
+    try:
+        context = cext.fsopen("fuse", _CLOEXEC)
+    except OSError as error:
+        raise UnsupportedError(
+            f"object mount: {os.strerror(error.errno or 0).lower()}",
+            hint="needs root with CAP_SYS_ADMIN and a kernel with FUSE, 5.2 or newer; --mode portable needs less",
+        ) from error
+    try:
+        for key, value in options:
+            cext.fsconfig(context, _SET_FLAG if value is None else _SET_STRING, key, value, 0)
+        cext.fsconfig(context, _CREATE, None, None, 0)
+        return cext.fsmount(context, _CLOEXEC, _RDONLY | _NOSUID | _NODEV | _NOEXEC | _NOATIME)
+    except OSError as error:
+        raise UnsupportedError(f"object mount: {os.strerror(error.errno or 0).lower()}") from error
+    finally:
+        os.close(context)
+
+
+def _set_read_ahead(tree: int) -> None:
+    """Before INIT is answered, which may only lower it. Without sysfs the kernel's 128 KiB stay: slower, not wrong."""
+    major, minor = cext.device_of(tree)
+    with suppress(OSError), open(f"/sys/class/bdi/{major}:{minor}/read_ahead_kb", "w") as file:
+        file.write(str(READ_AHEAD_KB))
+
+
+# ---------------------------------------------------------------------- start
+
+
+def start(directory: int) -> None:
+    """Starts the server of a domain directory and returns when it takes connections. The caller holds the domain's
+    lock. Raises what the start raised.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        child = os.fork()
+        if child == 0:
+            _become_holder(directory, writer)
+        os.close(writer)
+        writer = -1
+        os.waitpid(child, 0)
+        with open(reader, "rb", closefd=False) as file:
+            answer = file.read()
+    finally:
+        os.close(reader)
+        if writer >= 0:
+            os.close(writer)
+    if answer == b"ready":
+        return
+    words = json.loads(answer or b'{"error": "object server: died while it started"}')
+    kind = UnsupportedError if words.get("unsupported") else OnesecError
+    raise kind(words["error"], hint=words.get("hint"))
+
+
+def _become_holder(directory: int, ready: int) -> NoReturn:
+    status = 1
+    try:
+        os.setsid()
+        if os.fork() != 0:
+            os._exit(0)
+        cext.set_process_name(NAME)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        directory, ready = _detach(directory, ready)
+        server = os.fork()
+        if server == 0:
+            _become_server(directory, ready)
+        os.close(ready)
+        os.waitpid(server, 0)
+        _remove_socket(directory)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _detach(directory: int, ready: int) -> tuple[int, int]:
+    """Lets go of everything of the client's but two descriptors, which get the numbers 3 and 4."""
+    os.umask(0o077)
+    os.chdir("/")
+    directory, ready = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (directory, ready))
+    null = os.open("/dev/null", os.O_RDWR)
+    log = os.open("log", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600, dir_fd=directory)
+    for fd, number in ((null, 0), (null, 1), (log, 2)):
+        os.dup2(fd, number)
+    os.dup2(directory, 3, inheritable=False)
+    os.dup2(ready, 4, inheritable=False)
+    os.closerange(5, 1 << 20)
+    return 3, 4
+
+
+def _remove_socket(directory: int) -> None:
+    """Only if nobody listens on it: a successor may have been faster."""
+    lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=directory)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        try:
+            sock.connect(f"/proc/self/fd/{directory}/socket")
+        except ConnectionRefusedError:
+            os.unlink("socket", dir_fd=directory)
+        except OSError:
+            pass
+
+
+def _become_server(directory: int, ready: int) -> NoReturn:
+    status = 1
+    try:
+        server = Server(directory)
+    except OnesecError as error:
+        unsupported = isinstance(error, UnsupportedError)
+        _say(ready, {"error": str(error), "hint": error.hint, "unsupported": unsupported})
+    except BaseException as error:
+        traceback.print_exc()
+        _say(ready, {"error": f"object server: {error}"})
+    else:
+        try:
+            os.write(ready, b"ready")
+            os.close(ready)
+            server.run()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _say(ready: int, words: dict[str, Any]) -> None:
+    os.write(ready, json.dumps(words).encode())
+
+
+def _listen(directory: int) -> socket.socket:
+    """Takes the place of a dead server's socket in one step: a client sees the old one, which refuses, or ours."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with suppress(FileNotFoundError):
+        os.unlink("socket.new", dir_fd=directory)
+    sock.bind(f"/proc/self/fd/{directory}/socket.new")
+    os.chmod("socket.new", 0o600, dir_fd=directory)
+    sock.listen(128)
+    os.rename("socket.new", "socket", src_dir_fd=directory, dst_dir_fd=directory)
+    return sock
+
+
+# ---------------------------------------------------------------------- serving
+
+
+@dataclass(slots=True)
+class _Image:
+    """device: of the mount that keeps it, or None. lease: owned, or -1."""
+
+    label: str
+    lease: int
+    device: str | None = None
+
+
+@dataclass(slots=True)
+class _Attach:
+    """An attach whose packs are still coming. tables, lease, packs: owned, -1 where there is none."""
+
+    label: str
+    tables: int
+    lease: int
+    packs: list[int]
+
+    def close(self) -> None:
+        for fd in (self.tables, self.lease, *self.packs):
+            if fd >= 0:
+                os.close(fd)
+
+
+@dataclass(slots=True)
+class _Client:
+    sock: socket.socket
+    images: set[int] = field(default_factory=set)
+    attach: _Attach | None = None
+
+
+class _Refused(Exception):
+    """What a client asked for cannot be had; it is told why and may go on."""
+
+
+class Server:
+    """Everything a server process has. Made with privileges, and without them when __init__ returns."""
+
+    def __init__(self, directory: int) -> None:
+        threads = max(2, min(8, 2 * (os.cpu_count() or 1)))
+        mount = make_object_mount(threads)
+        self._tree = mount.tree
+        proc = cext.open_tree(_AT_FDCWD, "/proc", _OPEN_TREE_CLONE | os.O_CLOEXEC)
+        self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._hangup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._listener = _listen(directory)
+        self._clients: dict[int, _Client] = {}
+        self._images: dict[int, _Image] = {}
+        self._user = os.geteuid()
+        secret = os.urandom(32)
+        _raise_descriptor_limit()
+        os.fchdir(proc)
+        os.chroot(".")
+        os.close(directory)
+        cext.drop_privileges(NOBODY, proc)
+        self._server = cext.ObjectServer(mount.fds, secret=secret, proc=proc, log=2, hangup=self._hangup)
+        for fd in mount.fds:
+            os.close(fd)
+        self._server.start()
+        _log(f"started, process {os.getpid()}, {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
+
+    def run(self) -> None:
+        """Until there is nobody left to serve."""
+        poll = select.poll()
+        poll.register(self._listener.fileno(), select.POLLIN)
+        poll.register(self._hangup, select.POLLIN)
+        poll.register(self._mounts, select.POLLPRI)
+        waited = self._poll(poll, FIRST_CLIENT_S * 1000)
+        while waited and (self._clients or self._images):
+            waited = self._poll(poll, None)
+
+    def _poll(self, poll: select.poll, timeout: int | None) -> bool:
+        """Handles what is there. Whether to go on."""
+        ready = poll.poll(timeout)
+        for fd, _ in ready:
+            if fd == self._listener.fileno():
+                self._accept(poll)
+            elif fd == self._hangup:
+                _log("the kernel closed the connection of the object mount")
+                return False
+            elif fd == self._mounts:
+                self._drop_unmounted()
+            elif fd in self._clients:
+                self._serve(poll, self._clients[fd])
+        return bool(ready)
+
+    def _accept(self, poll: select.poll) -> None:
+        sock, _ = self._listener.accept()
+        _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid not in (0, self._user):
+            _log(f"refused a connection of uid {uid}")
+            sock.close()
+            return
+        self._clients[sock.fileno()] = _Client(sock)
+        poll.register(sock.fileno(), select.POLLIN)
+
+    def _serve(self, poll: select.poll, client: _Client) -> None:
+        try:
+            data, fds, flags, _ = socket.recv_fds(client.sock, MESSAGE_MAX, DESCRIPTORS_MAX)
+        except OSError:
+            data, fds, flags = b"", [], 0
+        if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            for fd in fds:
+                os.close(fd)
+            self._forget(poll, client)
+            return
+        answer: dict[str, Any] | None
+        tree: list[int] = []
+        try:
+            answer = self._answer(client, json.loads(data), fds)
+            if answer is not None and "image" in answer:
+                tree = [self._tree]
+        except (OnesecError, OSError, _Refused, ValueError, KeyError, TypeError) as error:
+            answer = {"error": str(error) or type(error).__name__}
+            if client.attach is not None:
+                client.attach.close()
+                client.attach = None
+        finally:
+            for fd in fds:  # what was taken was taken out
+                os.close(fd)
+        if answer is not None:
+            try:
+                socket.send_fds(client.sock, [json.dumps(answer).encode()], tree)
+            except OSError:
+                self._forget(poll, client)
+
+    def _forget(self, poll: select.poll, client: _Client) -> None:
+        poll.unregister(client.sock.fileno())
+        del self._clients[client.sock.fileno()]
+        client.sock.close()
+        if client.attach is not None:
+            client.attach.close()
+        for image in client.images:
+            self._detach(image)
+
+    # -- what a client may ask; fds it takes are taken out of the list
+
+    def _answer(self, client: _Client, words: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
+        what = words["op"]
+        if what == "attach":
+            if client.attach is not None:
+                raise _Refused("attach: got two at once")
+            if len(fds) < 1 + bool(words["lease"]) or not 0 <= int(words["blobs"]) <= 1 << 20:
+                raise _Refused("attach: got no tables, or no sensible number of packs")
+            tables = fds.pop(0)
+            lease = fds.pop(0) if words["lease"] else -1
+            client.attach = _Attach(str(words["label"]), tables, lease, [-1] * int(words["blobs"]))
+            return self._packs(client, words, fds)
+        if what == "packs":
+            return self._packs(client, words, fds)
+        if what == "keep":
+            return self._keep(client, int(words["image"]), str(words["device"]))
+        if what == "detach":
+            image = int(words["image"])
+            if image not in self._images:
+                raise _Refused(f"detach: got image {image}, which is not there")
+            for other in self._clients.values():
+                other.images.discard(image)
+            self._detach(image)
+            return {}
+        if what == "statistics":
+            images = [{"image": number, "label": image.label} for number, image in self._images.items()]
+            return {"statistics": self._server.statistics(), "images": images, "process": os.getpid()}
+        raise _Refused(f"got {what!r}, want attach, packs, keep, detach or statistics")
+
+    def _packs(self, client: _Client, words: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
+        attach = client.attach
+        if attach is None:
+            raise _Refused("packs: got no attach before")
+        rows = words["rows"]
+        if len(rows) != len(fds):
+            raise _Refused(f"packs: got {len(fds)} descriptors, want {len(rows)}")
+        for row in rows:
+            if not 0 <= row < len(attach.packs) or attach.packs[row] >= 0:
+                raise _Refused(f"packs: got row {row}, want each once below {len(attach.packs)}")
+            attach.packs[row] = fds.pop(0)
+        if words["more"]:
+            return None
+        number = self._server.add_image(attach.tables, attach.packs, label=attach.label)
+        self._images[number] = _Image(attach.label, attach.lease)
+        attach.lease = -1
+        attach.close()
+        client.attach = None
+        client.images.add(number)
+        return {"image": number}
+
+    def _keep(self, client: _Client, number: int, device: str) -> dict[str, Any]:
+        if number not in client.images:
+            raise _Refused(f"keep: got image {number}, which is not this client's")
+        client.images.discard(number)
+        # A mount of another mount namespace cannot be watched from here: better kept for ever than dropped in use.
+        watched = device in self._devices()
+        self._images[number].device = device if watched else None
+        return {"watched": watched}
+
+    def _detach(self, number: int) -> None:
+        image = self._images.pop(number)
+        self._server.remove_image(number)
+        if image.lease >= 0:
+            os.close(image.lease)
+
+    def _drop_unmounted(self) -> None:
+        devices = self._devices()
+        for number, image in list(self._images.items()):
+            if image.device is not None and image.device not in devices:
+                self._detach(number)
+
+    def _devices(self) -> set[str]:
+        """major:minor of everything mounted. Reading it from the start also rearms the poll."""
+        os.lseek(self._mounts, 0, os.SEEK_SET)
+        text = b""
+        while more := os.read(self._mounts, 1 << 16):
+            text += more
+        return {line.split(b" ", 3)[2].decode() for line in text.splitlines()}
+
+
+def _raise_descriptor_limit() -> None:
+    """A descriptor for each pack of each image."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1 << 20, max(hard, 1 << 20)))
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _log(text: str) -> None:
+    """A line straight to descriptor 2, unbuffered: the process ends by _exit. A full disk stops nobody."""
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode(errors="replace"))

@@ -1,0 +1,291 @@
+"""A client's side of the object server: find it or start it, and hand it an image.
+
+    <run-dir>/domains/<hash of domain and root>/lock     flock: one start at a time
+                                                socket   where the server of the domain listens
+                                                log      what it could not read, and why
+
+Servers come and go by themselves. A connection that ends in the middle of an attach met one that was just leaving: it
+had no images, so the attach is made again with the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import cext
+from lazyfs.errors import ObjectServerError
+
+_TABLES_HEADER = 64
+_BLOB_ROW = 48
+_BLOBS_MAX = 1 << 20
+_BATCH = 200  # descriptors in one message
+_MESSAGE_MAX = 64 << 10
+_TRIES = 5
+_TIMEOUT_S = 60
+
+
+class Lease(Protocol):
+    """registry.layout.Lease, as far as it concerns us."""
+
+    @property
+    def fd(self) -> int: ...
+    def hand_over(self) -> None: ...
+
+
+class Servable(Protocol):
+    """registry.image.OpenedImage, as far as it concerns us. Descriptors are borrowed. packs: the directory with every
+    blob under the hex digits of its digest.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def domain(self) -> str: ...
+    @property
+    def tables(self) -> int: ...
+    @property
+    def packs(self) -> int: ...
+    @property
+    def lease(self) -> Lease: ...
+
+
+class Attachment:
+    """An image that is served, until ``close`` or, after ``keep``, as long as the mount that was named.
+
+    objects: the root of the domain's object mount, owned.
+    """
+
+    def __init__(self, sock: socket.socket, number: int, objects: int, lease: Lease) -> None:
+        self._sock = sock
+        self._lease = lease
+        self.number = number
+        self.objects = objects
+
+    def keep(self, target: str) -> None:
+        """Hands the image and its lease to the server for as long as what is mounted on target stays mounted."""
+        found = os.stat(target).st_dev
+        _ask(self._sock, {"op": "keep", "image": self.number, "device": f"{os.major(found)}:{os.minor(found)}"})
+        self._lease.hand_over()
+
+    def statistics(self) -> dict[str, Any]:
+        """The server's counts (cext.ObjectServer.statistics), its images and its process."""
+        return _ask(self._sock, {"op": "statistics"})[0]
+
+    def close(self) -> None:
+        if self.objects >= 0:
+            os.close(self.objects)
+            self.objects = -1
+            self._sock.close()
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def attach(image: Servable, *, run_dir: str | os.PathLike[str], root: str | os.PathLike[str]) -> Attachment:
+    """Has the image served by its domain's server. Raises UnsupportedError, ObjectServerError."""
+    with _domain_directory(run_dir, root, image.domain) as directory:
+        for _ in range(_TRIES):
+            sock: socket.socket | None = _connection(directory)
+            assert sock is not None
+            try:
+                number, objects = _hand_over(sock, image)
+                attachment = Attachment(sock, number, objects, image.lease)
+                sock = None
+                return attachment
+            except _ServerGone:
+                continue
+            finally:
+                if sock is not None:
+                    sock.close()
+    raise ObjectServerError(f"{image.name}: the object server ends again and again", hint="its log says why")
+
+
+def statistics(domain: str, *, run_dir: str | os.PathLike[str], root: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What a domain's server counts, or None if it does not run."""
+    with _domain_directory(run_dir, root, domain) as directory:
+        sock = _connect(directory)
+        if sock is None:
+            return None
+        with sock:
+            try:
+                return _ask(sock, {"op": "statistics"})[0]
+            except _ServerGone:
+                return None
+
+
+def log_tail(
+    domain: str, *, run_dir: str | os.PathLike[str], root: str | os.PathLike[str], size: int = 8192
+) -> list[str]:
+    """The last lines of a domain's log."""
+    with _domain_directory(run_dir, root, domain) as directory:
+        try:
+            fd = os.open("log", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        except FileNotFoundError:
+            return []
+    with open(fd, "rb") as file:
+        start = max(0, os.fstat(fd).st_size - size)
+        file.seek(start)
+        lines = file.read(size).decode(errors="replace").splitlines()
+    return lines[1:] if start else lines
+
+
+# ---------------------------------------------------------------------- finding and starting
+
+
+class _ServerGone(Exception):
+    """The server ended before it answered."""
+
+
+@contextmanager
+def _domain_directory(run_dir: str | os.PathLike[str], root: str | os.PathLike[str], domain: str) -> Iterator[int]:
+    key = cext.blake3(f"{domain}\0{os.path.realpath(root)}".encode(errors="surrogateescape")).hex()[:32]
+    path = f"{os.fspath(run_dir)}/domains/{key}"
+    os.makedirs(path, 0o700, exist_ok=True)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            raise ObjectServerError(
+                f"{path}: got a directory that others own or may write to, want one of our own",
+                hint="choose another --run-dir",
+            )
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _connection(directory: int) -> socket.socket:
+    """To the running server, or to one that is started now."""
+    sock = _connect(directory)
+    if sock is not None:
+        return sock
+    lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=directory)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sock = _connect(directory)  # somebody may have been faster
+        if sock is None:
+            from lazyfs import object_process
+
+            object_process.start(directory)
+            sock = _connect(directory)
+        if sock is None:
+            raise ObjectServerError("object server: started, but does not answer", hint="its log says why")
+        return sock
+    finally:
+        os.close(lock)
+
+
+def _connect(directory: int) -> socket.socket | None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        sock.settimeout(_TIMEOUT_S)
+        sock.connect(f"/proc/self/fd/{directory}/socket")  # the path itself may be too long for an address
+        _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid not in (0, os.geteuid()):
+            raise ObjectServerError(f"object server: its socket belongs to uid {uid}", hint="choose another --run-dir")
+    except (FileNotFoundError, ConnectionRefusedError):
+        sock.close()
+        return None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+# ---------------------------------------------------------------------- talking
+
+
+def _hand_over(sock: socket.socket, image: Servable) -> tuple[int, int]:
+    """The image's number in the server, and the object mount's root (owned by the caller)."""
+    digests = _pack_names(image.tables)
+    first = [image.tables]
+    words: dict[str, Any] = {"op": "attach", "label": image.name, "blobs": len(digests), "lease": image.lease.fd >= 0}
+    if image.lease.fd >= 0:
+        first.append(image.lease.fd)
+    answer: dict[str, Any] = {}
+    fds: list[int] = []
+    for start in range(0, max(1, len(digests)), _BATCH):
+        rows, packs = _open_packs(image.packs, digests, start)
+        try:
+            words["rows"], words["more"] = rows, start + _BATCH < len(digests)
+            if words["more"]:
+                _send(sock, words, [*first, *packs])
+            else:
+                answer, fds = _ask(sock, words, [*first, *packs])
+        finally:
+            for fd in packs:
+                os.close(fd)
+        words, first = {"op": "packs"}, []
+    if len(fds) != 1:
+        for fd in fds:
+            os.close(fd)
+        raise ObjectServerError(f"object server: got {len(fds)} descriptors, want one of its mount")
+    return int(answer["image"]), fds[0]
+
+
+def _pack_names(tables: int) -> list[str]:
+    """The packs that tables (verified by the caller) name, in row order."""
+    head = os.pread(tables, _TABLES_HEADER, 0)
+    count = struct.unpack_from("<I", head, 8)[0] if len(head) == _TABLES_HEADER else _BLOBS_MAX
+    if count >= _BLOBS_MAX:
+        raise ObjectServerError(f"tables: got {count} packs, want less than {_BLOBS_MAX}")
+    rows = b""
+    while len(rows) < count * _BLOB_ROW:
+        more = os.pread(tables, count * _BLOB_ROW - len(rows), _TABLES_HEADER + len(rows))
+        if not more:
+            raise ObjectServerError("tables: got an end in the rows of the packs")
+        rows += more
+    return [rows[at : at + 32].hex() for at in range(0, len(rows), _BLOB_ROW)]
+
+
+def _open_packs(directory: int, names: Sequence[str], start: int) -> tuple[list[int], list[int]]:
+    """Rows and descriptors of the packs of one batch that are there. One that is not is EIO for its readers alone."""
+    rows, fds = [], []
+    try:
+        for row in range(start, min(start + _BATCH, len(names))):
+            try:
+                fd = os.open(names[row], os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+            except FileNotFoundError:
+                continue
+            rows.append(row)
+            fds.append(fd)
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return rows, fds
+
+
+def _send(sock: socket.socket, words: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    try:
+        socket.send_fds(sock, [json.dumps(words).encode()], list(fds))
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise _ServerGone from error
+
+
+def _ask(sock: socket.socket, words: dict[str, Any], fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
+    _send(sock, words, fds)
+    try:
+        data, received, _, _ = socket.recv_fds(sock, _MESSAGE_MAX, 4)
+    except ConnectionResetError as error:
+        raise _ServerGone from error
+    except TimeoutError as error:
+        raise ObjectServerError(f"object server: no answer in {_TIMEOUT_S} s", hint="its log says why") from error
+    if not data:
+        raise _ServerGone
+    answer = json.loads(data)
+    if "error" in answer:
+        for fd in received:
+            os.close(fd)
+        raise ObjectServerError(f"object server: {answer['error']}")
+    return answer, received
