@@ -366,7 +366,7 @@ class Server:
             answer = self._answer(client, json.loads(data), fds)
             if answer is not None and "image" in answer:
                 tree = [self._tree]
-        except (OnesecError, OSError, _Refused, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # whatever a message does, it ends at most its own connection
             answer = {"error": str(error) or type(error).__name__}
             if client.attach is not None:
                 client.attach.close()

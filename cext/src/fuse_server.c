@@ -81,7 +81,7 @@ struct os_fuse_server {
     uint64_t arrivals;
 
     struct {
-        atomic_uint_fast64_t lookups, reads, read_bytes, other, errors, parked, expired, killed, pack_bytes,
+        atomic_uint_fast64_t lookups, reads, read_bytes, other, errors, parked, expired, interrupts, killed, pack_bytes,
             decoded_bytes, cache_hits, stores, stored_bytes, unmounted;
     } count;
 };
@@ -546,6 +546,7 @@ static void serve_request(worker *self, size_t length) {
         serve_statfs(self, &request);
         break;
     case OS_FUSE_INTERRUPT:
+        atomic_fetch_add(&server->count.interrupts, 1);
         pthread_mutex_lock(&server->lock);
         os_parking_interrupt(&server->parking, request.interrupted);
         pthread_cond_signal(&server->parked_changed);
@@ -954,6 +955,7 @@ void os_fuse_server_statistics(os_fuse_server *server, os_fuse_statistics *out) 
         .parked = atomic_load(&server->count.parked),
         .expired = atomic_load(&server->count.expired),
         .killed = atomic_load(&server->count.killed),
+        .interrupts = atomic_load(&server->count.interrupts),
         .pack_bytes = atomic_load(&server->count.pack_bytes),
         .decoded_bytes = atomic_load(&server->count.decoded_bytes),
         .cache_hits = atomic_load(&server->count.cache_hits),

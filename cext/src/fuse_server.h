@@ -34,7 +34,7 @@ typedef struct os_fuse_options {
 typedef struct os_fuse_statistics {
     uint64_t lookups, reads, read_bytes, other; /* requests, and bytes sent */
     uint64_t errors;                            /* READ and LOOKUP answered EIO */
-    uint64_t parked, parked_now, expired, killed;
+    uint64_t parked, parked_now, expired, killed, interrupts;
     uint64_t pack_bytes, decoded_bytes, cache_hits;
     uint64_t images, objects;
     uint64_t stores, stored_bytes;

@@ -419,12 +419,12 @@ static PyObject *statistics(PyObject *object, PyObject *unused) {
     if (is_closed(self))
         return NULL;
     os_fuse_server_statistics(self->server, &s);
-    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", "lookups", s.lookups, "reads", s.reads,
-                         "read_bytes", s.read_bytes, "other", s.other, "errors", s.errors, "parked", s.parked,
-                         "parked_now", s.parked_now, "expired", s.expired, "killed", s.killed, "pack_bytes",
-                         s.pack_bytes, "decoded_bytes", s.decoded_bytes, "cache_hits", s.cache_hits, "images", s.images,
-                         "objects", s.objects, "stores", s.stores, "stored_bytes", s.stored_bytes, "unmounted",
-                         s.unmounted);
+    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", "lookups", s.lookups, "reads",
+                         s.reads, "read_bytes", s.read_bytes, "other", s.other, "errors", s.errors, "parked", s.parked,
+                         "parked_now", s.parked_now, "expired", s.expired, "killed", s.killed, "interrupts",
+                         s.interrupts, "pack_bytes", s.pack_bytes, "decoded_bytes", s.decoded_bytes, "cache_hits",
+                         s.cache_hits, "images", s.images, "objects", s.objects, "stores", s.stores, "stored_bytes",
+                         s.stored_bytes, "unmounted", s.unmounted);
 }
 
 static PyMethodDef methods[] = {

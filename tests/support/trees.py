@@ -75,3 +75,21 @@ def make_image(
         (tree / name).symlink_to(target)
     subprocess.run(["mkfs.erofs", "-Eforce-inode-extended", "--quiet", metadata, tree], check=True)
     return PlainImage(metadata, objects)
+
+
+def make_erofs(directory: Path, files: Mapping[str, tuple[bytes, int]]) -> Path:
+    """A metadata image alone. files: name -> id and size of its object."""
+    tree, metadata = directory / "tree", directory / "fs.erofs"
+    tree.mkdir(parents=True)
+    tree.chmod(0o755)
+    for name, (identity, size) in files.items():
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.truncate(path, size)
+        os.setxattr(path, "trusted.overlay.metacopy", b"")
+        text = identity.hex()
+        os.setxattr(path, "trusted.overlay.redirect", f"/{text[:2]}/{text[2:]}".encode())
+        path.chmod(0o644)
+    subprocess.run(["mkfs.erofs", "-Eforce-inode-extended", "--quiet", metadata, tree], check=True)
+    return metadata
