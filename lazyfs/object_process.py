@@ -46,6 +46,7 @@ MESSAGE_MAX = 64 << 10
 DESCRIPTORS_MAX = 240  # of one message; the kernel takes 253
 READ_AHEAD_KB = 4096
 FIRST_CLIENT_S = 10
+DEADLINE_S = 120.0  # of a parked read
 
 _CLONE = 0x8004E500  # FUSE_DEV_IOC_CLONE
 _CLOEXEC = 1
@@ -304,12 +305,15 @@ class Server:
         self._images: dict[int, _Image] = {}
         self._user = os.geteuid()
         secret = os.urandom(32)
+        deadline = _deadline()
         _raise_descriptor_limit()
         os.fchdir(proc)
         os.chroot(".")
         os.close(directory)
         cext.drop_privileges(NOBODY, proc)
-        self._server = cext.ObjectServer(mount.fds, secret=secret, proc=proc, log=2, hangup=self._hangup)
+        self._server = cext.ObjectServer(
+            mount.fds, secret=secret, proc=proc, log=2, hangup=self._hangup, deadline=deadline
+        )
         for fd in mount.fds:
             os.close(fd)
         self._server.start()
@@ -468,6 +472,16 @@ class Server:
         while more := os.read(self._mounts, 1 << 16):
             text += more
         return {line.split(b" ", 3)[2].decode() for line in text.splitlines()}
+
+
+def _deadline() -> float:
+    """Below the host's own limits for FUSE requests, which abort the whole connection; 0 there means none."""
+    deadline = DEADLINE_S
+    for name in ("default_request_timeout", "max_request_timeout"):
+        with suppress(OSError, ValueError), open(f"/proc/sys/fs/fuse/{name}") as file:
+            if limit := int(file.read()):
+                deadline = min(deadline, 0.75 * limit)
+    return deadline
 
 
 def _raise_descriptor_limit() -> None:

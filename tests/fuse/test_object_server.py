@@ -511,8 +511,6 @@ signal.signal(signal.SIGALRM, lambda *_: None)
 signal.siginterrupt(signal.SIGALRM, False)
 libc = ctypes.CDLL(None, use_errno=True)
 print("waiting", flush=True)
-if sys.argv[3] == "alarm":
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
 fd = libc.openat(int(sys.argv[1]), sys.argv[2].encode(), os.O_RDONLY)
 os._exit(0 if fd >= 0 else ctypes.get_errno())
 """
@@ -521,7 +519,9 @@ os._exit(0 if fd >= 0 else ctypes.get_errno())
 def test_a_handled_signal_does_not_break_a_parked_open(objects: ObjectSet) -> None:
     with serving() as served:
         served.server.expect_image()
-        with served.children(WAIT_FOR_NAME, objects.path("small"), "alarm") as (child,):
+        with served.children(WAIT_FOR_NAME, objects.path("small")) as (child,):
+            eventually(lambda: served.count("parked_now") == 1)
+            child.send_signal(signal.SIGALRM)
             eventually(lambda: served.count("interrupts") == 1)
             time.sleep(0.2)  # several looks at the process
             assert child.poll() is None
@@ -531,13 +531,17 @@ def test_a_handled_signal_does_not_break_a_parked_open(objects: ObjectSet) -> No
         assert served.count("killed") == 0
 
 
-@pytest.mark.parametrize("signals", ["alarm", "none"])
-def test_who_waits_for_a_name_can_be_killed_also_after_a_handled_signal(objects: ObjectSet, signals: str) -> None:
+@pytest.mark.parametrize("signalled", [True, False])
+def test_who_waits_for_a_name_can_be_killed_also_after_a_handled_signal(objects: ObjectSet, signalled: bool) -> None:
     with serving() as served:
         served.server.expect_image()
-        with served.children(WAIT_FOR_NAME, objects.path("small"), signals, count=2) as children:
+        with served.children(WAIT_FOR_NAME, objects.path("small"), count=2) as children:
             eventually(lambda: served.count("parked_now") == 1)
-            time.sleep(0.3)
+            if signalled:
+                for child in children:
+                    child.send_signal(signal.SIGALRM)
+                eventually(lambda: served.count("interrupts") == 1)
+                time.sleep(0.1)
             for child in children:
                 child.kill()
             for child in children:

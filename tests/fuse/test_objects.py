@@ -178,6 +178,7 @@ def test_many_first_clients_start_one_server(place: Place, made: ObjectSet) -> N
             child.communicate()
 
 
+@pytest.mark.skipif("tsan" in os.environ.get("LD_PRELOAD", ""), reason="TSan has a thread of its own from the start")
 def test_a_server_has_no_privileges(place: Place, made: ObjectSet) -> None:
     with place.attached(made) as attachment:
         process = attachment.statistics()["process"]

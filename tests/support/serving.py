@@ -70,10 +70,13 @@ class Served:
         "waiting". Those that are left at the end are killed.
         """
         words = [sys.executable, "-I", "-S", "-c", code, str(self.tree), *arguments]
+        plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # a sanitizer's handlers
         with ExitStack() as stack:
             children = []
             for _ in range(count):
-                child = subprocess.Popen(words, pass_fds=[self.tree], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                child = subprocess.Popen(
+                    words, pass_fds=[self.tree], env=plain, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                )
                 stack.callback(_end, child)
                 children.append(child)
             for child in children:

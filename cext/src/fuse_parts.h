@@ -1,0 +1,88 @@
+/* What the parts of the object server share: its state, the answers, the roads of a LOOKUP and a READ. Private to
+ * fuse_*.c; fuse_server.c says who runs and which lock guards what. */
+#ifndef OS_FUSE_PARTS_H
+#define OS_FUSE_PARTS_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/stat.h>
+
+#include "fuse_nodes.h"
+#include "fuse_parking.h"
+#include "fuse_request.h"
+#include "fuse_server.h"
+#include "fuse_wire.h"
+#include "os_image.h"
+#include "os_log.h"
+
+#define OS_FUSE_YEAR UINT64_C(31536000) /* seconds: how long the kernel may believe names and attributes */
+#define OS_FUSE_DIRECTORY_MODE (S_IFDIR | 0555)
+#define OS_FUSE_OBJECT_MODE (S_IFREG | 0444)
+
+typedef struct os_fuse_worker {
+    os_fuse_server *server; /* borrowed */
+    pthread_t thread;
+    bool started;
+    atomic_bool left;
+    int fd;           /* owned; -1: the keeper */
+    uint8_t *request; /* owned, OS_FUSE_REQUEST_MAX bytes; NULL: the keeper */
+    uint8_t *reply;   /* owned, a fuse_out_header and OS_FUSE_READ_MAX bytes */
+    os_reader reader;
+} os_fuse_worker;
+
+struct os_fuse_server {
+    os_fuse_options options; /* immutable */
+    os_log log;
+    os_frame_cache cache;
+    os_fuse_worker worker[OS_FUSE_THREADS_MAX + 1]; /* the keeper is the last */
+    unsigned workers;                               /* immutable, with the keeper */
+    atomic_bool stopping;
+
+    pthread_mutex_t lock; /* guards the rest, but for count */
+    pthread_cond_t parked_changed;
+    os_image **image; /* owned, ascending by id */
+    size_t images, images_room;
+    uint64_t last_image;
+    os_nodes nodes;
+    os_parking parking;
+    int expected;
+    uint64_t arrivals;
+
+    struct {
+        atomic_uint_fast64_t lookups, reads, read_bytes, other, errors, parked, expired, interrupts, killed, pack_bytes,
+            decoded_bytes, cache_hits, stores, stored_bytes, unmounted;
+    } count;
+};
+
+/* fuse_reply.c. out: a fuse_out_header in front of size bytes of body. false: the request is gone (killed, or answered
+ * before). */
+bool os_fuse_reply(os_fuse_server *server, int fd, uint64_t unique, int error, void *out, size_t size);
+void os_fuse_reply_error(os_fuse_server *server, int fd, uint64_t unique, int error);
+void os_fuse_reply_entry(os_fuse_server *server, int fd, uint64_t unique, uint64_t node, uint32_t mode, uint64_t size);
+void os_fuse_reply_attr(os_fuse_server *server, int fd, uint64_t unique, uint64_t node, uint32_t mode, uint64_t size);
+void os_fuse_reply_init(os_fuse_server *server, int fd, const os_fuse_request *request);
+void os_fuse_reply_statfs(os_fuse_server *server, int fd, uint64_t unique);
+
+/* fuse_answer.c. Each ends with an answer, or with the request parked. */
+void os_fuse_answer_lookup(os_fuse_server *server, os_ask *ask);
+void os_fuse_answer_read(os_fuse_worker *self, os_ask *ask);
+void os_fuse_fail(os_fuse_server *server, const os_ask *ask); /* EIO */
+
+typedef enum os_fuse_parked {
+    OS_FUSE_PARKED,
+    OS_FUSE_PARKED_NOT_RETRY,   /* something arrived meanwhile: try again */
+    OS_FUSE_PARKED_NOT_REFUSED, /* EIO */
+} os_fuse_parked;
+
+os_fuse_parked os_fuse_park(os_fuse_server *server, os_ask *ask);
+
+uint64_t os_fuse_now(const os_fuse_server *server);
+const char *os_fuse_hex(const uint8_t *bytes, size_t size, char *out);
+/* image NULL: the mount as a whole. */
+void os_fuse_log_object(os_fuse_server *server, const os_image *image, const uint8_t *object, const char *words);
+bool os_fuse_is_directory(uint64_t node);
+
+/* fuse_keeper.c: a thread; argument is its os_fuse_worker. */
+void *os_fuse_keeper_main(void *argument);
+
+#endif
