@@ -1,7 +1,6 @@
 /* The two roads that may end in waiting: a LOOKUP, whose answer needs an image's tables, and a READ, whose answer needs
  * its packs. Both are walked by a worker first, and again by the keeper for what was parked. */
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "fuse_parts.h"
@@ -11,8 +10,12 @@ uint64_t os_fuse_now(const os_fuse_server *server) {
 }
 
 const char *os_fuse_hex(const uint8_t *bytes, size_t size, char *out) {
-    for (size_t at = 0; at < size; at++)
-        sprintf(out + 2 * at, "%02x", bytes[at]);
+    static const char digits[] = "0123456789abcdef";
+    for (size_t at = 0; at < size; at++) {
+        out[2 * at] = digits[bytes[at] >> 4];
+        out[2 * at + 1] = digits[bytes[at] & 15];
+    }
+    out[2 * size] = '\0';
     return out;
 }
 

@@ -157,8 +157,10 @@ static void *worker_main(void *argument) {
             }
             break;
         } else if (errno != EINTR && errno != EAGAIN && errno != ENOENT) {
+            /* Out of memory, perhaps. A thread that left would leave its requests unanswered. */
+            struct timespec moment = {0, 10000000};
             os_log_write(&server->log, "read of a request: %s", strerror(errno));
-            break;
+            nanosleep(&moment, NULL);
         }
     }
     atomic_store(&self->left, true);

@@ -29,7 +29,7 @@ def targets() -> Path:
 
 def fuzz(target: Path, corpus: Path) -> None:
     plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    words = [target, f"-max_total_time={SECONDS}", "-max_len=70000", "-rss_limit_mb=1024", "-verbosity=0", corpus]
+    words = [str(target), f"-max_total_time={SECONDS}", "-max_len=70000", "-rss_limit_mb=1024", "-verbosity=0", str(corpus)]
     done = subprocess.run(words, cwd=corpus.parent, env=plain, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
 
