@@ -101,6 +101,8 @@ os_code os_fuse_decode(const uint8_t *buffer, size_t length, os_fuse_request *re
     if (in.len != length)
         return os_fail(failure, OS_CORRUPT, "fuse: opcode %u: got %zu bytes, want the %u it says", in.opcode, length,
                        in.len);
+    if (answered && in.unique == 0) /* the kernel would take an answer to 0 for a notification */
+        return os_fail(failure, OS_CORRUPT, "fuse: opcode %u: got a request without a number", in.opcode);
     return decode_body(buffer + sizeof in, length - sizeof in, request, failure);
 }
 

@@ -29,7 +29,14 @@ def targets() -> Path:
 
 def fuzz(target: Path, corpus: Path) -> None:
     plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    words = [str(target), f"-max_total_time={SECONDS}", "-max_len=70000", "-rss_limit_mb=1024", "-verbosity=0", str(corpus)]
+    words = [
+        str(target),
+        f"-max_total_time={SECONDS}",
+        "-max_len=70000",
+        "-rss_limit_mb=1024",
+        "-verbosity=0",
+        str(corpus),
+    ]
     done = subprocess.run(words, cwd=corpus.parent, env=plain, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
 
@@ -70,3 +77,26 @@ def test_tables_and_packs(targets: Path, tmp_path: Path) -> None:
         (pack,) = (path.read_bytes() for path in made.packs.iterdir())
         (corpus / str(number)).write_bytes(struct.pack("<H", len(pack)) + pack + made.tables.read_bytes())
     fuzz(targets / "image", corpus)
+
+
+def test_the_whole_server_answers_each_request_once(targets: Path, tmp_path: Path) -> None:
+    """The first byte: is the pack still to come. Then records: what fails or is filled in, length, request."""
+    read = struct.pack("<QQIIQII", 0, 0, 4096, 0, 0, 0, 0)
+    records = [
+        (8, request(26, 0, struct.pack("<IIIII", 7, 38, 131_072, 0x40000000, 1 << 7).ljust(64, b"\0"))),
+        (24, request(1, 2, b"0" * 62 + b"\0")),
+        (12, request(15, 0, read)),
+        (14, request(15, 0, read)),
+        (13, request(15, 0, read)),
+        (8, request(36, 0, struct.pack("<Q", 4))),
+        (12, request(3, 0, bytes(16))),
+        (8, request(14, 0, bytes(8))),
+        (8, request(39, 0, bytes(40))),
+        (8, request(38, 0, b"")),
+    ]
+    body = b"".join(struct.pack("<BH", switches, len(words)) + words for switches, words in records)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for first in (0, 1):
+        (corpus / str(first)).write_bytes(bytes([first]) + body)
+    fuzz(targets / "server", corpus)
