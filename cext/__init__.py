@@ -22,13 +22,19 @@ from cext._native import (
     mount,
     move_mount,
     open_tree,
+    pack_table,
     set_process_name,
     umount2,
     unshare,
 )
+from cext.ingest import Ingest, IngestResult, PackFile, PackTable, parse_pack_table
 
 __all__ = [
+    "Ingest",
+    "IngestResult",
     "ObjectServer",
+    "PackFile",
+    "PackTable",
     "blake3",
     "compress_frame",
     "cut_points",
@@ -42,6 +48,8 @@ __all__ = [
     "mount",
     "move_mount",
     "open_tree",
+    "pack_table",
+    "parse_pack_table",
     "set_process_name",
     "umount2",
     "unshare",

@@ -5,6 +5,7 @@
 int os_py_add_frame(PyObject *module);
 int os_py_add_gear(PyObject *module);
 int os_py_add_hash(PyObject *module);
+int os_py_add_ingest(PyObject *module);
 int os_py_add_launch(PyObject *module);
 int os_py_add_mount(PyObject *module);
 int os_py_add_object_server(PyObject *module);
@@ -16,6 +17,7 @@ static int (*const PARTS[])(PyObject *) = {
     os_py_add_frame,
     os_py_add_gear,
     os_py_add_hash,
+    os_py_add_ingest,
     os_py_add_launch,
     os_py_add_mount,
     os_py_add_object_server,

@@ -1,0 +1,137 @@
+"""Content in, packs out: the face of the C pipeline that cuts, hashes, deduplicates and compresses."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from cext._native import IngestEngine, pack_columns
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from cext._native import ChunkMap
+
+
+@dataclass(frozen=True, slots=True)
+class PackFile:
+    """A pack that an ingest wrote. name: in the ingest's directory. digest: SHA-256 of the file. size: bytes of it.
+    table: the payload of its closing table (docs/format.md, section 3)."""
+
+    name: str
+    digest: bytes
+    size: int
+    table: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class IngestResult:
+    """What an ingest came to. known_packs: SHA-256 of older packs that hold chunks it met. content: bytes that went in,
+    holes included. chunks: met; of those known_chunks in older packs, same_chunks met before. written: bytes of packs."""
+
+    packs: tuple[PackFile, ...]
+    known_packs: tuple[bytes, ...]
+    content: int
+    chunks: int
+    known_chunks: int
+    same_chunks: int
+    written: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackTable:
+    """The columns of a pack's closing table, in file order. Lengths in bytes; chunk ids of 32 bytes."""
+
+    frame_clen: tuple[int, ...]
+    frame_ulen: tuple[int, ...]
+    frame_chunks: tuple[int, ...]
+    chunk_length: tuple[int, ...]
+    chunk_id: tuple[bytes, ...]
+
+
+def parse_pack_table(table: bytes, blob_size: int) -> PackTable:
+    """Checks a table against the size of its pack and reads it. Raises CorruptError."""
+    clen, ulen, counts, lengths, ids = pack_columns(table, blob_size)
+    return PackTable(clen, ulen, counts, lengths, tuple(ids[at : at + 32] for at in range(0, len(ids), 32)))
+
+
+class Ingest:
+    """Writes packs as `pack-<pid>-<n>.tmp` files into a directory; close without finish deletes them.
+
+    directory: descriptor, borrowed during the call only. known: whose chunks are not written again. level: of zstd.
+    threads: that compress, 0 for all cores; the bytes written never depend on it. pack_size: bytes of frames in a pack.
+
+    One thread at a time. Raises OSError when the disk fails, CorruptError when a file changes under the reader;
+    after either, every further call raises the same.
+    """
+
+    def __init__(
+        self,
+        directory: int,
+        *,
+        known: ChunkMap | None = None,
+        level: int = 3,
+        threads: int = 0,
+        pack_size: int = 64 << 20,
+    ) -> None:
+        self._directory = os.dup(directory)
+        try:
+            self._engine = IngestEngine(directory, known=known, level=level, threads=threads, pack_size=pack_size)
+        except BaseException:
+            os.close(self._directory)
+            raise
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._engine.close()
+            os.close(self._directory)
+
+    def add_file(self, fd: int, size: int) -> int:
+        """A whole regular file of `size` bytes, read from its start. Returns its ticket."""
+        return self._engine.add_file(fd, size)
+
+    def add_bytes(self, data: Buffer) -> int:
+        view = memoryview(data).cast("B")
+        ticket = self._engine.begin(len(view))
+        self._engine.update(view)
+        self._engine.end()
+        return ticket
+
+    def begin(self) -> int:
+        """Opens a content that comes in pieces: update and zeros, then end. Returns its ticket."""
+        return self._engine.begin()
+
+    def update(self, data: Buffer) -> None:
+        self._engine.update(data)
+
+    def zeros(self, size: int) -> None:
+        """As update with that many zero bytes, in no time."""
+        self._engine.zeros(size)
+
+    def end(self) -> None:
+        self._engine.end()
+
+    def parts(self, ticket: int) -> tuple[int, bytes]:
+        """Size of a content, and its parts as `u64 length, id[32]` (docs/format.md, section 4)."""
+        return self._engine.parts(ticket)
+
+    def finish(self) -> IngestResult:
+        """Writes and syncs what is left. The files are the caller's to move."""
+        packs, known, (content, chunks, known_chunks, same_chunks, written) = self._engine.finish()
+        files = tuple(PackFile(name, self._digest(name), size, table) for name, size, table in packs)
+        return IngestResult(files, tuple(known), content, chunks, known_chunks, same_chunks, written)
+
+    def _digest(self, name: str) -> bytes:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._directory)
+        with os.fdopen(fd, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
