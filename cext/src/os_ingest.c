@@ -517,7 +517,7 @@ static os_code take_blocks(os_ingest *ingest, const uint8_t *data, size_t size, 
 /* ---- the interface ---- */
 
 static os_code keep(os_ingest *ingest, os_code code, os_failure *failure) {
-    if (code != OS_OK)
+    if (code != OS_OK && code != OS_CLOSED) /* misuse breaks nothing */
         ingest->failure = *failure;
     return code;
 }
