@@ -10,8 +10,9 @@ The bytes depend on what was added last under each path, not on how the rest was
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import cext
 from cext.errors import CorruptError, LimitError
@@ -24,7 +25,17 @@ from lazyfs.index.record import (
     record_digest,
 )
 
-__all__ = ["LayerBuilder", "Tree", "decode_layer", "encode_entry", "encode_layer", "encode_record", "open_tree"]
+__all__ = [
+    "LayerBuilder",
+    "Tree",
+    "decode_layer",
+    "encode_entry",
+    "encode_layer",
+    "encode_record",
+    "group_number",
+    "open_tree",
+    "resolve",
+]
 
 HOPS_MAX = 40  # symlinks on the way to a name, as Linux has it
 
@@ -50,6 +61,52 @@ class _Node:
         self.entry = entry
         self.group = group
         self.children: dict[bytes, _Node] | None = {} if entry.kind is Kind.DIRECTORY else None
+
+
+def _child(node: _Node, name: bytes) -> _Node | None:
+    return None if node.children is None else node.children.get(name)
+
+
+def _symlink(node: _Node) -> bytes | None:
+    return node.entry.target if node.entry.kind is Kind.SYMLINK else None
+
+
+_T = TypeVar("_T")
+
+
+def resolve(
+    parts: list[bytes], root: _T, child: Callable[[_T, bytes], _T | None], symlink: Callable[[_T], bytes | None]
+) -> list[bytes]:
+    """A path with its symlinks followed as chroot would, every `..` kept inside. What is not there is taken as it is
+    written. symlink: the target of one, else None. Raises CorruptError after too many.
+    """
+    waiting = parts[::-1]
+    done: list[bytes] = []
+    nodes: list[_T | None] = [root]
+    hops = 0
+    while waiting:
+        part = waiting.pop()
+        if part in (b"", b"."):
+            continue
+        if part == b"..":
+            del done[-1:]
+            del nodes[max(1, len(nodes) - 1) :]
+            continue
+        here = nodes[-1]
+        node = None if here is None else child(here, part)
+        target = None if node is None else symlink(node)
+        if target is None:
+            done.append(part)
+            nodes.append(node)
+            continue
+        hops += 1
+        if hops > HOPS_MAX:
+            raise CorruptError(f"{b'/'.join(parts)[:100]!r}: got more than {HOPS_MAX} symlinks on the way")
+        if target.startswith(b"/"):
+            done.clear()
+            del nodes[1:]
+        waiting.extend(reversed(target.split(b"/")))
+    return check_path(b"/".join(done))
 
 
 class LayerBuilder:
@@ -174,33 +231,7 @@ class LayerBuilder:
         return node
 
     def _resolve(self, parts: list[bytes]) -> list[bytes]:
-        """A directory's path with the symlinks of this layer followed as chroot would, every `..` kept inside."""
-        waiting = parts[::-1]
-        done: list[bytes] = []
-        nodes: list[_Node | None] = [self._root]
-        hops = 0
-        while waiting:
-            part = waiting.pop()
-            if part in (b"", b"."):
-                continue
-            if part == b"..":
-                del done[-1:]
-                del nodes[max(1, len(nodes) - 1) :]
-                continue
-            here = nodes[-1]
-            node = None if here is None or here.children is None else here.children.get(part)
-            if node is None or node.entry.kind is not Kind.SYMLINK:
-                done.append(part)
-                nodes.append(node)
-                continue
-            hops += 1
-            if hops > HOPS_MAX:
-                raise CorruptError(f"{b'/'.join(parts)[:100]!r}: got more than {HOPS_MAX} symlinks on the way")
-            if node.entry.target.startswith(b"/"):
-                done.clear()
-                del nodes[1:]
-            waiting.extend(reversed(node.entry.target.split(b"/")))
-        return check_path(b"/".join(done))
+        return resolve(parts, self._root, _child, _symlink)
 
     def _numbers(self) -> dict[_Node, int]:
         """The format's link group of each name that shares its inode with another."""
