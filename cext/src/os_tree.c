@@ -48,5 +48,6 @@ void os_tree_free(os_tree *tree) {
     free(tree->inodes);
     free(tree->entries);
     free(tree->xattrs);
+    free(tree->names);
     memset(tree, 0, sizeof *tree);
 }

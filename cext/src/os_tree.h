@@ -2,7 +2,8 @@
  *
  * Everything variable (names, xattrs, targets, parts) is borrowed from the decoded buffer, which outlives the tree.
  * Inodes stand in canonical order: depth first, parents before children, children in bytewise name order; an inode with
- * several names stands where its first name is. Inode 0 is the root. All limits of os_limits.h hold for a filled tree. */
+ * several names stands where its first name is. Inode 0 is the root. All limits of os_limits.h hold for a filled tree.
+ */
 #ifndef OS_TREE_H
 #define OS_TREE_H
 
@@ -21,17 +22,17 @@ typedef struct os_xattr {
 } os_xattr;
 
 typedef struct os_inode {
-    uint64_t size;         /* file: bytes. symlink: bytes of target. else 0 */
+    uint64_t size; /* file: bytes. symlink: bytes of target. else 0 */
     int64_t mtime_sec;
     uint32_t mtime_nsec;
     uint32_t uid;
     uint32_t gid;
-    uint32_t nlink;        /* names of this inode; directories: 2 + subdirectories */
+    uint32_t nlink; /* names of this inode; directories: 2 + subdirectories */
     uint32_t major;
     uint32_t minor;
-    uint32_t xattr_first;  /* row in xattrs; ascending by name */
+    uint32_t xattr_first; /* row in xattrs; ascending by name */
     uint32_t xattr_count;
-    uint32_t entry_first;  /* directory: row in entries; ascending by name; without . and .. */
+    uint32_t entry_first; /* directory: row in entries; ascending by name; without . and .. */
     uint32_t entry_count;
     uint32_t parent;       /* directory: its parent's inode; root: 0 */
     uint32_t part_count;   /* file with an object, from a layer index; 0 when decoded from EROFS */
@@ -39,8 +40,8 @@ typedef struct os_inode {
     const uint8_t *parts;  /* file: part_count x (u64 length, id[32]); NULL when decoded from EROFS */
     uint16_t mode;         /* permission bits, at most 07777 */
     uint8_t kind;
-    uint8_t algorithm;     /* of the parts */
-    uint8_t has_object;    /* files with size > 0 */
+    uint8_t algorithm;  /* of the parts */
+    uint8_t has_object; /* files with size > 0 */
     uint8_t object[OS_ID_SIZE];
 } os_inode;
 
@@ -54,6 +55,7 @@ typedef struct os_tree {
     os_inode *inodes;  /* owned */
     os_entry *entries; /* owned */
     os_xattr *xattrs;  /* owned */
+    uint8_t *names;    /* owned: names of xattrs that an EROFS image holds in two pieces; else NULL */
     uint32_t inode_count, inode_room;
     uint32_t entry_count, entry_room;
     uint32_t xattr_count, xattr_room;
