@@ -8,13 +8,18 @@ if "ONESEC_NATIVE" in os.environ:  # a build of _native with sanitizers, .ci/san
     __path__.insert(0, os.environ["ONESEC_NATIVE"])
 
 from cext._native import (
+    ChunkMap,
+    ChunkMapStatistics,
     ObjectServer,
     blake3,
+    check_image,
+    check_image_sandboxed,
     compress_frame,
     cut_points,
     decompress_frame,
     device_of,
     drop_privileges,
+    encode_image,
     fsconfig,
     fsmount,
     fsopen,
@@ -30,17 +35,22 @@ from cext._native import (
 from cext.ingest import Ingest, IngestResult, PackFile, PackTable, parse_pack_table
 
 __all__ = [
+    "ChunkMap",
+    "ChunkMapStatistics",
     "Ingest",
     "IngestResult",
     "ObjectServer",
     "PackFile",
     "PackTable",
     "blake3",
+    "check_image",
+    "check_image_sandboxed",
     "compress_frame",
     "cut_points",
     "decompress_frame",
     "device_of",
     "drop_privileges",
+    "encode_image",
     "fsconfig",
     "fsmount",
     "fsopen",

@@ -29,7 +29,7 @@ class PackFile:
 @dataclass(frozen=True, slots=True)
 class IngestResult:
     """What an ingest came to. known_packs: SHA-256 of older packs that hold chunks it met. content: bytes that went in,
-    holes included. chunks: met; of those known_chunks in older packs, same_chunks met before. written: bytes of packs."""
+    holes included. chunks: met; of those known_chunks in older packs, same_chunks met before. written: pack bytes."""
 
     packs: tuple[PackFile, ...]
     known_packs: tuple[bytes, ...]

@@ -15,13 +15,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from lazyfs.index.layer import LayerBuilder
-from lazyfs.index.model import Entry, Kind
-from lazyfs.merge import merge
-
 import cext
 from cext.errors import CorruptError
 from imagebuilder.tar import keep_xattr
+from lazyfs.index.layer import LayerBuilder
+from lazyfs.index.model import Entry, Kind
+from lazyfs.merge import merge
 from registry import image
 from registry.layout import Layout
 from registry.model import LAYER, PACK, Descriptor, Digest, LayerRecord, Manifest

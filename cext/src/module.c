@@ -2,9 +2,11 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+int os_py_add_chunk_map(PyObject *module);
 int os_py_add_frame(PyObject *module);
 int os_py_add_gear(PyObject *module);
 int os_py_add_hash(PyObject *module);
+int os_py_add_image(PyObject *module);
 int os_py_add_ingest(PyObject *module);
 int os_py_add_launch(PyObject *module);
 int os_py_add_mount(PyObject *module);
@@ -14,9 +16,11 @@ int os_py_add_privileges(PyObject *module);
 /* One line each, so that adding one touches no other. */
 /* clang-format off */
 static int (*const PARTS[])(PyObject *) = {
+    os_py_add_chunk_map,
     os_py_add_frame,
     os_py_add_gear,
     os_py_add_hash,
+    os_py_add_image,
     os_py_add_ingest,
     os_py_add_launch,
     os_py_add_mount,

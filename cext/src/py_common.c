@@ -34,3 +34,18 @@ PyObject *os_py_raise(const os_failure *failure) {
     Py_XDECREF(errors);
     return NULL;
 }
+
+PyObject *os_py_record(PyTypeObject *type, int count, ...) {
+    va_list values;
+    PyObject *record = PyStructSequence_New(type);
+    va_start(values, count);
+    for (int at = 0; record != NULL && at < count; at++) {
+        PyObject *value = PyLong_FromUnsignedLongLong(va_arg(values, uint64_t));
+        if (value == NULL)
+            Py_CLEAR(record);
+        else
+            PyStructSequence_SET_ITEM(record, at, value);
+    }
+    va_end(values);
+    return record;
+}

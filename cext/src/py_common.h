@@ -10,4 +10,7 @@
 /* Sets the exception of cext.errors (or OSError, MemoryError) that stands for the failure. Always returns NULL. */
 PyObject *os_py_raise(const os_failure *failure);
 
+/* An instance of a struct sequence type from count values of type uint64_t. */
+PyObject *os_py_record(PyTypeObject *type, int count, ...);
+
 #endif

@@ -1,7 +1,7 @@
 """PyTorch on the CPU, on Debian's own Python.
 
-    onesec build examples/torch/image.py -t torch
-    onesec run torch
+onesec build examples/torch/image.py -t torch
+onesec run torch
 """
 
 from onesec import Image

@@ -1,0 +1,378 @@
+/* Threads. Any thread may read; LMDB lets one thread of one process write. Two locks, taken in this order:
+ *
+ *   registry       guards the list of open maps and their counts; held while a map is opened and checked, so that two
+ *                  threads never open one file twice. Taken around fork, so that a child never inherits it locked.
+ *   map->resizing  read-held around every transaction, write-held to change the map's size: LMDB may move the map then.
+ *
+ * Below both are LMDB's own: the writer mutex (shared between processes, robust: a killed writer frees it) and the
+ * reader table in lock.mdb.
+ *
+ * A child after fork must not even close its parent's environment: that would free the parent's reader slots. It leaks
+ * the mapping and leaves the list to its parent (pid tells whose an entry is). */
+#include "os_lmdb.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "os_lmdb_check.h"
+
+enum { READERS_MAX = 512, ATTEMPTS = 100 };
+#define MAP_DEFAULT ((size_t)64 << 20)
+#define KIND_KEY "onesec kind"
+
+struct os_lmdb {
+    os_lmdb *next;                     /* guarded by registry */
+    unsigned users;                    /* guarded by registry */
+    dev_t device;                      /* immutable, with inode: of data.mdb */
+    ino_t inode;                       /* immutable */
+    pid_t pid;                         /* immutable */
+    int fd;                            /* owned, read-only, of data.mdb; used while opening, -1 after */
+    MDB_env *environment;              /* owned; its size guarded by resizing */
+    const os_lmdb_kind *kind;          /* borrowed, static */
+    pthread_rwlock_t resizing;         /* see above */
+    MDB_dbi tables[OS_LMDB_DATABASES]; /* immutable once open */
+};
+
+static pthread_mutex_t registry = PTHREAD_MUTEX_INITIALIZER;
+static os_lmdb *opened; /* guarded by registry */
+static pthread_once_t forks = PTHREAD_ONCE_INIT;
+
+static void before_fork(void) {
+    pthread_mutex_lock(&registry);
+}
+
+static void after_fork(void) {
+    pthread_mutex_unlock(&registry);
+}
+
+static void watch_forks(void) {
+    pthread_atfork(before_fork, after_fork, after_fork);
+}
+
+os_code os_lmdb_fail(os_failure *failure, int code, const char *what) {
+    if (code == ENOMEM)
+        return os_fail(failure, OS_MEMORY, "%s: no memory", what);
+    if (code > 0)
+        return os_fail_errno(failure, code, "%s: %s", what, strerror(code));
+    if (code == MDB_MAP_FULL)
+        return os_fail(failure, OS_LIMIT, "%s: full at %llu bytes", what, (unsigned long long)OS_LMDB_MAP_MAX);
+    if (code == MDB_READERS_FULL || code == MDB_TXN_FULL)
+        return os_fail(failure, OS_LIMIT, "%s: %s", what, mdb_strerror(code));
+    return os_fail(failure, OS_CORRUPT, "%s: %s", what, mdb_strerror(code));
+}
+
+static unsigned table_count(const os_lmdb_kind *kind) {
+    unsigned count = 0;
+    while (count < OS_LMDB_DATABASES && kind->tables[count] != NULL)
+        count++;
+    return count;
+}
+
+/* ---------------------------------------------------------------- transactions */
+
+/* Changes the size of the map: to size, or, for 0, to what the file says. */
+static int resize(os_lmdb *map, size_t size) {
+    pthread_rwlock_wrlock(&map->resizing);
+    int code = mdb_env_set_mapsize(map->environment, size);
+    pthread_rwlock_unlock(&map->resizing);
+    return code;
+}
+
+static size_t map_size(os_lmdb *map) {
+    MDB_envinfo about;
+    mdb_env_info(map->environment, &about);
+    return about.me_mapsize;
+}
+
+/* Leaves resizing read-held on success. */
+static int begin(os_lmdb *map, unsigned flags, MDB_txn **out) {
+    for (int attempt = 0;; attempt++) {
+        pthread_rwlock_rdlock(&map->resizing);
+        int code = mdb_txn_begin(map->environment, NULL, flags, out);
+        if (code == 0)
+            return 0;
+        pthread_rwlock_unlock(&map->resizing);
+        if (attempt == ATTEMPTS)
+            return code;
+        if (code == MDB_MAP_RESIZED)
+            code = resize(map, 0);
+        else if (code == MDB_READERS_FULL && attempt == 0)
+            code = mdb_reader_check(map->environment, NULL); /* slots of killed processes */
+        if (code != 0)
+            return code;
+    }
+}
+
+static os_code usable(const os_lmdb *map, os_failure *failure) {
+    return map->pid == getpid()
+               ? OS_OK
+               : os_fail(failure, OS_CLOSED, "%s: opened before a fork, want it opened after", map->kind->name);
+}
+
+os_code os_lmdb_read_begin(os_lmdb *map, MDB_txn **out, os_failure *failure) {
+    if (usable(map, failure) != OS_OK)
+        return OS_CLOSED;
+    int code = begin(map, MDB_RDONLY, out);
+    return code == 0 ? OS_OK : os_lmdb_fail(failure, code, map->kind->name);
+}
+
+void os_lmdb_read_end(os_lmdb *map, MDB_txn *transaction) {
+    mdb_txn_abort(transaction);
+    pthread_rwlock_unlock(&map->resizing);
+}
+
+static int write_once(os_lmdb *map, int (*change)(void *context, MDB_txn *transaction), void *context) {
+    MDB_txn *transaction;
+    int code = begin(map, 0, &transaction);
+    if (code != 0)
+        return code;
+    code = change(context, transaction);
+    if (code == 0)
+        code = mdb_txn_commit(transaction);
+    else
+        mdb_txn_abort(transaction);
+    pthread_rwlock_unlock(&map->resizing);
+    return code;
+}
+
+static int write_growing(os_lmdb *map, int (*change)(void *context, MDB_txn *transaction), void *context) {
+    for (;;) {
+        size_t size = map_size(map);
+        int code = write_once(map, change, context);
+        if (code != MDB_MAP_FULL || size >= OS_LMDB_MAP_MAX)
+            return code;
+        code = map_size(map) > size ? 0 : resize(map, size * 2);
+        if (code != 0)
+            return code;
+    }
+}
+
+os_code os_lmdb_write(os_lmdb *map, int (*change)(void *context, MDB_txn *transaction), void *context,
+                      os_failure *failure) {
+    if (usable(map, failure) != OS_OK)
+        return OS_CLOSED;
+    int code = write_growing(map, change, context);
+    return code == 0 ? OS_OK : os_lmdb_fail(failure, code, map->kind->name);
+}
+
+/* ---------------------------------------------------------------- opening */
+
+static os_code check_pages(os_lmdb *map, os_failure *failure) {
+    for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
+        MDB_txn *transaction;
+        int begun = begin(map, MDB_RDONLY, &transaction);
+        if (begun != 0)
+            return os_lmdb_fail(failure, begun, map->kind->name);
+        os_code code = os_lmdb_check_pages(map->fd, mdb_txn_id(transaction), failure);
+        os_lmdb_read_end(map, transaction);
+        if (code != OS_MISSING)
+            return code;
+    }
+    return os_fail_errno(failure, EBUSY, "%s: others commit faster than it can be checked", map->kind->name);
+}
+
+static int fill_new(void *context, MDB_txn *transaction) {
+    os_lmdb *map = context;
+    MDB_dbi main;
+    MDB_stat about;
+    int code = mdb_dbi_open(transaction, NULL, 0, &main);
+    if (code == 0)
+        code = mdb_stat(transaction, main, &about);
+    if (code != 0 || about.ms_entries > 0)
+        return code; /* somebody else was faster */
+    MDB_val key = {strlen(KIND_KEY), (void *)KIND_KEY};
+    MDB_val value = {strlen(map->kind->name), (void *)map->kind->name};
+    code = mdb_put(transaction, main, &key, &value, 0);
+    for (unsigned row = 0; code == 0 && row < table_count(map->kind); row++)
+        code = mdb_dbi_open(transaction, map->kind->tables[row], MDB_CREATE, &map->tables[row]);
+    return code;
+}
+
+/* 0; MDB_NOTFOUND: nothing in it; MDB_INCOMPATIBLE: it is not ours. Opens the tables. */
+static int open_tables(os_lmdb *map, MDB_txn *transaction) {
+    MDB_dbi main;
+    MDB_stat about;
+    MDB_val value, key = {strlen(KIND_KEY), (void *)KIND_KEY};
+    int code = mdb_dbi_open(transaction, NULL, 0, &main);
+    if (code == 0)
+        code = mdb_stat(transaction, main, &about);
+    if (code != 0)
+        return code;
+    if (about.ms_entries == 0)
+        return MDB_NOTFOUND;
+    code = mdb_get(transaction, main, &key, &value);
+    if (code != 0)
+        return code == MDB_NOTFOUND ? MDB_INCOMPATIBLE : code;
+    if (value.mv_size != strlen(map->kind->name) || memcmp(value.mv_data, map->kind->name, value.mv_size) != 0)
+        return MDB_INCOMPATIBLE;
+    for (unsigned row = 0; code == 0 && row < table_count(map->kind); row++)
+        code = mdb_dbi_open(transaction, map->kind->tables[row], 0, &map->tables[row]);
+    return code == MDB_NOTFOUND ? MDB_INCOMPATIBLE : code;
+}
+
+/* Handles opened in a transaction stay only if it is committed, a reading one too. */
+static int read_tables(os_lmdb *map) {
+    MDB_txn *transaction;
+    int code = begin(map, MDB_RDONLY, &transaction);
+    if (code != 0)
+        return code;
+    code = open_tables(map, transaction);
+    if (code == 0)
+        code = mdb_txn_commit(transaction);
+    else
+        mdb_txn_abort(transaction);
+    pthread_rwlock_unlock(&map->resizing);
+    return code;
+}
+
+static os_code prepare(os_lmdb *map, os_failure *failure) {
+    os_code checked = check_pages(map, failure);
+    if (checked != OS_OK)
+        return checked;
+    mdb_reader_check(map->environment, NULL);
+    int code = read_tables(map);
+    if (code == MDB_NOTFOUND) {
+        code = write_growing(map, fill_new, map);
+        if (code == 0)
+            code = read_tables(map);
+    }
+    if (code == MDB_INCOMPATIBLE || code == MDB_NOTFOUND)
+        return os_fail(failure, OS_CORRUPT, "%s: the map holds something else", map->kind->name);
+    return code == 0 ? OS_OK : os_lmdb_fail(failure, code, map->kind->name);
+}
+
+static void discard(os_lmdb *map) {
+    if (map->fd >= 0)
+        close(map->fd);
+    if (map->environment != NULL)
+        mdb_env_close(map->environment);
+    pthread_rwlock_destroy(&map->resizing);
+    free(map);
+}
+
+/* An LMDB environment on path whose file fd is checked; registry is held. */
+static os_code open_new(const char *path, const os_lmdb_kind *kind, size_t size, int fd, os_lmdb **out,
+                        os_failure *failure) {
+    os_lmdb *map = calloc(1, sizeof *map);
+    if (map == NULL) {
+        close(fd);
+        return os_fail(failure, OS_MEMORY, "%s: no memory", kind->name);
+    }
+    *map = (os_lmdb){.users = 1, .pid = getpid(), .fd = fd, .kind = kind};
+    pthread_rwlock_init(&map->resizing, NULL);
+    int code = mdb_env_create(&map->environment);
+    if (code == 0)
+        code = mdb_env_set_mapsize(map->environment, size > 0 ? size : MAP_DEFAULT);
+    if (code == 0)
+        code = mdb_env_set_maxdbs(map->environment, OS_LMDB_DATABASES);
+    if (code == 0)
+        code = mdb_env_set_maxreaders(map->environment, READERS_MAX);
+    if (code == 0)
+        code = mdb_env_open(map->environment, path, MDB_NOTLS | MDB_NORDAHEAD, 0600);
+    os_code done = code == 0 ? prepare(map, failure) : os_lmdb_fail(failure, code, kind->name);
+    if (done != OS_OK) {
+        discard(map);
+        return done;
+    }
+    struct stat about;
+    fstat(fd, &about);
+    map->device = about.st_dev;
+    map->inode = about.st_ino;
+    close(map->fd);
+    map->fd = -1;
+    *out = map;
+    return OS_OK;
+}
+
+static os_lmdb *find(int fd) {
+    struct stat about;
+    if (fstat(fd, &about) < 0)
+        return NULL;
+    for (os_lmdb *map = opened; map != NULL; map = map->next)
+        if (map->pid == getpid() && map->device == about.st_dev && map->inode == about.st_ino)
+            return map;
+    return NULL;
+}
+
+static os_code open_file(const char *path, const os_lmdb_kind *kind, size_t size, int fd, os_lmdb **out,
+                         os_failure *failure) {
+    os_lmdb *shared = find(fd);
+    if (shared != NULL) {
+        close(fd);
+        if (shared->kind != kind)
+            return os_fail(failure, OS_CORRUPT, "%s: the map holds something else", kind->name);
+        shared->users++;
+        *out = shared;
+        return OS_OK;
+    }
+    os_code code = os_lmdb_check_meta(fd, failure);
+    if (code != OS_OK && code != OS_MISSING) {
+        close(fd);
+        return code;
+    }
+    code = open_new(path, kind, size, fd, out, failure);
+    if (code == OS_OK) {
+        (*out)->next = opened;
+        opened = *out;
+    }
+    return code;
+}
+
+os_code os_lmdb_open(const char *path, const os_lmdb_kind *kind, size_t size, os_lmdb **out, os_failure *failure) {
+    char file[4096];
+    *out = NULL;
+    if (snprintf(file, sizeof file, "%s/data.mdb", path) >= (int)sizeof file)
+        return os_fail_errno(failure, ENAMETOOLONG, "%s: path", kind->name);
+    pthread_once(&forks, watch_forks);
+    pthread_mutex_lock(&registry);
+    int fd = open(file, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    os_code code = fd < 0 ? os_fail_errno(failure, errno, "%s: %s: %s", kind->name, file, strerror(errno))
+                          : open_file(path, kind, size, fd, out, failure);
+    pthread_mutex_unlock(&registry);
+    return code;
+}
+
+void os_lmdb_close(os_lmdb *map) {
+    if (map == NULL || map->pid != getpid())
+        return;
+    pthread_mutex_lock(&registry);
+    bool last = --map->users == 0;
+    if (last) {
+        os_lmdb **link = &opened;
+        while (*link != map)
+            link = &(*link)->next;
+        *link = map->next;
+        discard(map); /* under registry: an open of the same file waits until its locks are free */
+    }
+    pthread_mutex_unlock(&registry);
+}
+
+MDB_dbi os_lmdb_table(const os_lmdb *map, unsigned row) {
+    return map->tables[row];
+}
+
+os_code os_lmdb_statistics_of(os_lmdb *map, os_lmdb_statistics *out, os_failure *failure) {
+    MDB_txn *transaction;
+    os_code code = os_lmdb_read_begin(map, &transaction, failure);
+    if (code != OS_OK)
+        return code;
+    MDB_envinfo about;
+    MDB_stat table;
+    *out = (os_lmdb_statistics){0};
+    mdb_env_info(map->environment, &about);
+    for (unsigned row = 0; row < table_count(map->kind); row++) {
+        mdb_stat(transaction, map->tables[row], &table);
+        out->rows[row] = table.ms_entries;
+        out->used = (about.me_last_pgno + 1) * table.ms_psize;
+    }
+    out->map_size = about.me_mapsize;
+    os_lmdb_read_end(map, transaction);
+    return OS_OK;
+}
