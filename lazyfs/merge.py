@@ -251,7 +251,9 @@ class _Laying:
         """Lays a record on a directory of the tree."""
         if flags & _OPAQUE:
             self._hide_children(node)
-        plain = self._records.summaries[digest].plain
+        # A lower directory that this layer only passes through does not become its own: it can still be hidden.
+        own = not flags & _IMPLICIT or node.layer == self._number
+        plain = own and self._records.summaries[digest].plain
         if plain and node.children == {}:
             self._merger.carry(digest, self._records)
             node.digest, node.children = digest, None
@@ -310,7 +312,7 @@ class _Laying:
         """Links become names of what they lead to; all names of one thing share a link group."""
         names: dict[_Node, tuple[bytes, list[tuple[bytes, dict[bytes, _Node], bytes]]]] = {}
         for path, siblings, name, link in sorted(self._links, key=lambda one: one[0]):
-            if siblings.get(name) is link:
+            if self._merger.find(path.split(b"/")) is link:  # else step 2 put something in its way
                 place, target = self._target(path, link)
                 names.setdefault(target, (place, []))[1].append((path, siblings, name))
         for target, (place, links) in names.items():

@@ -46,3 +46,12 @@ LOWER = layer((b"a", symlink(b"b")), (b"b/c", file(1)), (b"b/b/a", file(2)), (b"
 @given(st.lists(passing.map(built), min_size=1, max_size=2))
 def test_entries_through_lower_symlinks_are_what_the_model_says(layers: list[bytes]) -> None:
     compare([LOWER, *layers])
+
+
+def test_a_link_whose_directory_was_replaced_is_gone() -> None:
+    compare([LOWER, built([("add", b"a/a", file(0)), ("link", b"b/a/a", b"a/a/a")])])
+
+
+def test_a_lower_directory_that_is_passed_through_can_still_be_hidden() -> None:
+    below = built([("add", b"a/a", file(0)), ("add", b"a/c/a", file(0))])
+    compare([LOWER, below, built([("whiteout", b"a/c", None), ("opaque", b"b/c", None)])])
