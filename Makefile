@@ -8,7 +8,7 @@ NEEDS := gcc clang clang-format make pkg-config python3-dev python3-venv librust
 	fio zstd attr
 SANITIZED := tests/unit/cext tests/property tests/interop tests/fuse
 
-.PHONY: help setup test lint types sanitize fuzz demo clean
+.PHONY: help setup test lint types sanitize fuzz clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,7 +37,7 @@ lint: setup ## ruff, clang-format, codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	clang-format --dry-run -Werror cext/src/*.[ch] tests/support/*.c
-	$(BIN)/codespell --skip './.*,./build,*.json,./uv.lock' .
+	$(BIN)/codespell -L clen --skip './.*,./build,*.json,./uv.lock' .
 
 types: setup ## mypy --strict, sources and tests
 	$(BIN)/python -m mypy
@@ -50,8 +50,7 @@ sanitize: setup ## the C-related tests under ASan+UBSan, then under TSan
 fuzz: setup ## fuzz every decoder for SECONDS each
 	ONESEC_FUZZ_SECONDS=$(SECONDS) .ci/sanitize address,undefined tests/fuzz
 
-demo: setup ## build a torch image, mount it cold, run it, say where time and bytes went
-	$(BIN)/python benchmarks/demo.py
+
 
 clean: ## remove what was built
 	rm -rf .make $(VENV) build dist *.egg-info cext/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Self
 from cext._native import IngestEngine, pack_columns
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from cext._native import ChunkMap
+
+Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)

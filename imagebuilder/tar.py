@@ -153,13 +153,15 @@ class TarReader:
             self._skip()
             self._member = None
             if self._at_end():
-                return _end(extended)
+                _end(extended)
+                return None
             header = self._read(_BLOCK)
             if header == _ZERO_BLOCK:
                 if not self._at_end() and self._read(_BLOCK) != _ZERO_BLOCK:
                     raise BadArchiveError("tar: a lone block of zeros")
                 self._buffer = b""  # what follows the end mark is nobody's; the caller's digests cover it
-                return _end(extended)
+                _end(extended)
+                return None
             _check_sum(header)
             flag = header[156]
             if flag in b"xgLK":

@@ -29,7 +29,7 @@ from cext.errors import CorruptError, UnsupportedError
 from lazyfs.errors import MountError
 
 SOURCE = "onesec"
-"""First column of the mount table, for overlays and portable mounts alike."""
+"""First column of the mount table."""
 
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV = 0x1, 0x2, 0x4
 
@@ -43,7 +43,7 @@ _LOOP_READ_ONLY, _LOOP_AUTOCLEAR = 1, 4
 _LOOP_CONFIG = struct.Struct("=II 5Q 4I 64s 64s 32s 2Q 8Q")
 _LOOP_TRIES = 16
 
-Mode = Literal["kernel", "portable"]
+Mode = Literal["kernel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +126,10 @@ def _filesystem(kind: str) -> Iterator[int]:
         if error.errno == errno.ENODEV:
             raise UnsupportedError(
                 f"{kind}: not supported by this kernel",
-                hint=f"a kernel with CONFIG_{_OPTION[kind]}, or --mode portable",
+                hint=f"a kernel with CONFIG_{_OPTION[kind]}",
             ) from error
         if error.errno == errno.EPERM:
-            raise UnsupportedError(
-                f"{kind}: not permitted", hint="mounting needs root with CAP_SYS_ADMIN; --mode portable needs less"
-            ) from error
+            raise UnsupportedError(f"{kind}: not permitted", hint="mounting needs root with CAP_SYS_ADMIN") from error
         raise
     try:
         yield context
@@ -154,7 +152,7 @@ def _create(context: int, what: str, options: list[tuple[str, str | None]]) -> N
 
 def _kernel_words(context: int) -> str:
     """What the kernel wrote into the context's log, one message a read, each with a level letter in front."""
-    words = []
+    words: list[str] = []
     with suppress(OSError):
         while len(words) < 8 and (message := os.read(context, 1024)):
             words.append(message.decode(errors="replace").strip()[2:])
@@ -171,7 +169,7 @@ def _loop(file: int, name: str) -> tuple[str, int]:
     except OSError as error:
         raise UnsupportedError(
             f"{name}: its file system cannot back an EROFS mount and there are no loop devices",
-            hint="put --root on ext4 or xfs, load the loop module, or use --mode portable",
+            hint="put --root on ext4 or xfs or load the loop module",
         ) from error
     try:
         for _ in range(_LOOP_TRIES):

@@ -117,7 +117,7 @@ def _mount_fuse(fuse: int) -> int:
     except OSError as error:
         raise UnsupportedError(
             f"object mount: {os.strerror(error.errno or 0).lower()}",
-            hint="needs root with CAP_SYS_ADMIN and a kernel with FUSE, 5.2 or newer; --mode portable needs less",
+            hint="needs root with CAP_SYS_ADMIN and a kernel with FUSE, 5.2 or newer",
         ) from error
     try:
         for key, value in options:

@@ -45,7 +45,7 @@ class KernelFeatures:
         if (missing := self.missing()) is not None:
             raise UnsupportedError(
                 f"kernel {self.release}: got no {missing}",
-                hint="boot a newer kernel (Debian 12: the one of bookworm-backports), or use `mount --mode portable`",
+                hint="boot a newer kernel (Debian 12: the one of bookworm-backports)",
             )
 
 

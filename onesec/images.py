@@ -1,4 +1,4 @@
-"""From a reference to an image that is served: the wiring of the layout, the object server and the portable server.
+"""From a reference to an image that is served: the wiring of the layout and the object server.
 
 `run` and `mount` come through here, so nothing slow is imported.
 """
@@ -43,12 +43,3 @@ def served_image(reference: str, config: Config) -> Iterator[ServedImage]:
         attach(image, run_dir=config.run_dir, root=config.root) as attachment,
     ):
         yield ServedImage(image, attachment)
-
-
-def serve_portable(reference: str, config: Config, target: str) -> tuple[str, str, str]:
-    """Starts the portable server on a directory; the image's name, digest and domain."""
-    from lazyfs.portable import start
-
-    with open_image(Layout.open(config.root), Reference.parse(reference)) as image:
-        start(image, target, run_dir=config.run_dir)
-        return image.name, str(image.digest), image.domain
