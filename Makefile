@@ -8,7 +8,7 @@ NEEDS := gcc clang clang-format make pkg-config python3-dev python3-venv librust
 	fio zstd attr
 SANITIZED := tests/unit/cext tests/property tests/interop tests/fuse
 
-.PHONY: help setup test lint types sanitize fuzz clean
+.PHONY: help setup test lint types sanitize fuzz demo clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,9 @@ fuzz: setup ## fuzz every decoder for SECONDS each
 	ONESEC_FUZZ_SECONDS=$(SECONDS) .ci/sanitize address,undefined tests/fuzz
 
 
+
+demo: setup ## build a torch image, start it from an empty page cache, say where the time went
+	$(BIN)/python -m benchmarks.demo
 
 clean: ## remove what was built
 	rm -rf .make $(VENV) build dist *.egg-info cext/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

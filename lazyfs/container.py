@@ -18,6 +18,7 @@ import shutil
 import signal
 import stat
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -466,7 +467,10 @@ def _supervise(program: Program, bundle: Bundle, tree: int, *, terminal: bool) -
 
 
 class _SignalRelay:
-    """Signals of the client become the container's. Blocked until there is a child to send them to."""
+    """Signals of the client become the container's. Blocked until there is a child to send them to.
+
+    Only the main thread can have handlers: a build, whose commands run in others, keeps its own.
+    """
 
     def __init__(self, *, terminal: bool) -> None:
         self._terminal = terminal
@@ -477,8 +481,9 @@ class _SignalRelay:
 
     def __enter__(self) -> _SignalRelay:
         self._mask = cast("set[signal.Signals]", signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED))
-        for number in _FORWARDED:
-            self._handlers[number] = signal.signal(number, self._pass_on)
+        if threading.current_thread() is threading.main_thread():
+            for number in _FORWARDED:
+                self._handlers[number] = signal.signal(number, self._pass_on)
         return self
 
     def __exit__(self, *_: object) -> None:
