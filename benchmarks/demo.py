@@ -20,6 +20,11 @@ CHECKOUT = Path(__file__).parents[1]
 PLACE = CHECKOUT / ".demo"
 ENVIRONMENT = {**os.environ, "ONESEC_ROOT": str(PLACE / "root"), "ONESEC_RUN": str(PLACE / "run")}
 ROUNDS = 3
+IN_CHROOT = """
+mount --rbind /dev "$0/dev"
+mount -t proc proc "$0/proc"
+exec chroot "$0" /bin/sh -c 'cd /app && exec python3 app.py'
+"""
 
 
 def onesec(*words: str, capture: bool = False) -> str:
@@ -64,7 +69,7 @@ def main() -> None:
     onesec("run", "torch")
     plain = plain_copy()
     lazy = [sys.executable, "-m", "onesec", "run", "torch"]
-    native = ["chroot", str(plain), "/bin/sh", "-c", "cd /app && exec python3 app.py"]
+    native = ["unshare", "--mount", "sh", "-ec", IN_CHROOT, str(plain)]
     times: dict[str, list[float]] = {"lazy cold": [], "lazy warm": [], "native cold": [], "native warm": []}
     for _ in range(ROUNDS):
         for name, call in (("lazy", lazy), ("native", native)):
