@@ -1,6 +1,6 @@
 """fs.erofs, docs/format.md §5, read in Python: the oracle for the C code, and what the portable server uses.
 
-Reads what EROFS images of metadata have: extended inodes, flat and inline data, xattrs beside the inode or shared.
+Reads what EROFS images of metadata have: extended inodes, flat and inline data, xattrs behind the inode.
 Every offset is checked before it is used. Whether an image is the canonical one of its tree is for `cext.check_image`
 to say.
 """
@@ -26,7 +26,7 @@ _MAGIC = 0xE0F5E1E2
 _CHUNKED_FILE = 0x4  # the only incompatible feature that we know
 _INODE = struct.Struct("<HHHHQIIIIQII16x")
 _DIRENT = struct.Struct("<QHBB")
-_XATTR_HEAD, _XATTR = struct.Struct("<IB7x"), struct.Struct("<BBH")
+_XATTR_HEAD, _XATTR = 12, struct.Struct("<BBH")
 _SLOT = 32
 _FLAT, _INLINE, _CHUNKS = 0, 2, 4
 _PREFIXES = {
@@ -84,16 +84,13 @@ class ErofsReader:
         if self._size < _SUPER_AT + _SUPER.size:
             raise CorruptError(f"fs.erofs: got {self._size} bytes, want a super block")
         found = _SUPER.unpack_from(data, _SUPER_AT)
-        magic, _, _, block_bits, _, root, inodes, _, _, _, meta, xattrs, _, _, incompatible, _, devices, _, _, _, _ = (
-            found
-        )
+        magic, _, _, block_bits, _, root, inodes, _, _, _, meta, _, _, _, incompatible, _, devices, _, _, _, _ = found
         if magic != _MAGIC:
             raise CorruptError(f"fs.erofs: got magic {magic:#x}, want {_MAGIC:#x}")
         if block_bits != 12 or incompatible & ~_CHUNKED_FILE or devices:
             raise CorruptError(f"fs.erofs: got features {incompatible:#x}, {devices} devices, 2^{block_bits} blocks")
         self._block = 1 << block_bits
         self._meta = meta * self._block
-        self._shared = xattrs * self._block
         self.inode_count: int = inodes
         self.root: int = root
         if not stat.S_ISDIR(self.inode(root).mode):
@@ -112,7 +109,7 @@ class ErofsReader:
             raise CorruptError(f"fs.erofs: inode {nid}: got mode {mode:o}, size {size}, {nanoseconds} ns")
         if seconds >= 1 << 63:
             seconds -= 1 << 64
-        xattr_size = _XATTR_HEAD.size + (xattrs - 1) * 4 if xattrs else 0
+        xattr_size = _XATTR_HEAD + (xattrs - 1) * 4 if xattrs else 0
         self._check(at + _INODE.size, xattr_size, f"xattrs of inode {nid}")
         device = (0, 0)
         if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
@@ -134,15 +131,10 @@ class ErofsReader:
         if not inode.xattr_size:
             return {}
         start, end = inode.at + _INODE.size, inode.body
-        _, shared = _XATTR_HEAD.unpack_from(self._data, start)
-        start += _XATTR_HEAD.size
-        if start + 4 * shared > end:
-            raise CorruptError(f"fs.erofs: inode {inode.nid}: got {shared} shared xattrs in {inode.xattr_size} bytes")
+        if any(self._data[start : start + _XATTR_HEAD]):
+            raise CorruptError(f"fs.erofs: inode {inode.nid}: got shared xattrs or a filter, want a header of zeros")
+        at = start + _XATTR_HEAD
         found: dict[bytes, bytes] = {}
-        for row in range(shared):
-            (place,) = struct.unpack_from("<I", self._data, start + 4 * row)
-            self._xattr(inode, self._shared + 4 * place, self._size, found)
-        at = start + 4 * shared
         while at < end:
             at = self._xattr(inode, at, end, found)
         if sum(len(name) + len(value) for name, value in found.items()) > XATTR_TOTAL_MAX + 1024:

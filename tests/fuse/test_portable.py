@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import time
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from imagebuilder.layer import Workshop, assemble_image, layer_from_tree
 from lazyfs import portable
 from lazyfs.errors import MountError
 from lazyfs.index.tables import TablesReader
-from lazyfs.mount import mount_table, unmount
+from lazyfs.mount import mount_image, mount_table, target_directory, unmount
+from lazyfs.objects import attach
 from registry.image import open_resolved
 from registry.layout import LOCAL_DOMAIN, Layout, Resolved
 from registry.model import Manifest
@@ -209,6 +211,46 @@ def test_a_lease_lasts_as_long_as_the_mount(small: Built, tmp_path: Path) -> Non
         assert len(list(leases.iterdir())) == 1
         assert len(servers()) == 1
         assert (target / "good").exists()
+
+
+def test_a_server_that_was_killed_leaves_a_mount_that_can_be_undone(small: Built, tmp_path: Path) -> None:
+    with mounted(small, tmp_path) as target:
+        (server,) = servers()
+        os.kill(server, signal.SIGKILL)
+        wait_for_end(target)
+        with pytest.raises(OSError) as caught:
+            os.listdir(target)
+        assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def test_a_server_that_is_asked_to_end_unmounts(small: Built, tmp_path: Path) -> None:
+    def end_the_server() -> None:
+        with mounted(small, tmp_path) as target:
+            (server,) = servers()
+            os.kill(server, signal.SIGTERM)
+            wait_for_end(target)
+
+    with pytest.raises(MountError, match="no onesec mount"):  # there is nothing left to undo
+        end_the_server()
+    assert not os.path.ismount(tmp_path / "mount")
+
+
+def test_both_ways_to_mount_show_the_same_tree(kinds: Built, tmp_path: Path) -> None:
+    """Also where the tree on disk cannot be the judge."""
+    direct = tmp_path / "direct"
+    direct.mkdir()
+    resolved = Resolved("test:image", kinds.manifest, LOCAL_DOMAIN)
+    with (
+        mounted(kinds, tmp_path) as target,
+        open_resolved(kinds.layout, resolved, kinds.layout.lease(kinds.manifest.digest)) as image,
+        attach(image, run_dir=tmp_path / "run", root=kinds.layout.root) as attachment,
+        target_directory(str(direct)) as (_, place),
+    ):
+        mount_image(image.erofs, attachment.objects, place, name="test:image")
+        try:
+            assert_same_tree(target, direct)
+        finally:
+            unmount(str(direct))
 
 
 def test_what_cannot_be_mounted_is_said_by_the_client(small: Built, tmp_path: Path) -> None:
