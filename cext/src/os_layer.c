@@ -2,11 +2,11 @@
  * its depth, so the C stack must not. A record that several directories share is walked once for each. */
 #include "os_layer.h"
 
-#include <endian.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "os_bytes.h"
 #include "os_hash.h"
 
 #define FIXED 56u
@@ -59,36 +59,8 @@ typedef struct decoder {
     os_hasher object; /* keyed with the context, before any input */
 } decoder;
 
-static uint16_t get16(const uint8_t *at) {
-    uint16_t value;
-    memcpy(&value, at, sizeof value);
-    return le16toh(value);
-}
-
-static uint32_t get32(const uint8_t *at) {
-    uint32_t value;
-    memcpy(&value, at, sizeof value);
-    return le32toh(value);
-}
-
-static uint64_t get64(const uint8_t *at) {
-    uint64_t value;
-    memcpy(&value, at, sizeof value);
-    return le64toh(value);
-}
-
 static os_code corrupt(decoder *d, const char *what) {
     return os_fail(d->failure, OS_CORRUPT, "layer index: %s", what);
-}
-
-static int compare_names(const uint8_t *a, size_t a_size, const uint8_t *b, size_t b_size) {
-    int order = memcmp(a, b, a_size < b_size ? a_size : b_size);
-    return order ? order : (a_size > b_size) - (a_size < b_size);
-}
-
-static bool starts(const uint8_t *name, size_t size, const char *prefix) {
-    size_t length = strlen(prefix);
-    return size >= length && !memcmp(name, prefix, length);
 }
 
 /* ---- one entry ---- */
@@ -99,7 +71,7 @@ static os_code walk_xattrs(decoder *d, const uint8_t *at, const uint8_t *end, ui
     for (uint32_t row = 0; row < count; row++) {
         if (end - at < 4)
             return corrupt(d, "an xattr is cut short");
-        size_t name_size = get16(at), value_size = get16(at + 2);
+        size_t name_size = os_get16(at), value_size = os_get16(at + 2);
         at += 4;
         if (name_size == 0 || name_size > OS_NAME_MAX || (size_t)(end - at) < name_size + value_size)
             return corrupt(d, "an xattr is cut short");
@@ -107,10 +79,9 @@ static os_code walk_xattrs(decoder *d, const uint8_t *at, const uint8_t *end, ui
         if (total > OS_XATTR_TOTAL_MAX)
             return os_fail(d->failure, OS_LIMIT, "layer index: an entry has more than %u bytes of xattrs",
                            OS_XATTR_TOTAL_MAX);
-        if (last && compare_names(last, last_size, at, name_size) >= 0)
+        if (last && os_compare_names(last, last_size, at, name_size) >= 0)
             return corrupt(d, "xattrs are not in order");
-        if (memchr(at, 0, name_size) || !memchr(at, '.', name_size) || starts(at, name_size, "trusted.") ||
-            starts(at, name_size, "user.overlay."))
+        if (!os_xattr_allowed(at, name_size))
             return corrupt(d, "an xattr has a name that may not occur");
         last = at;
         last_size = name_size;
@@ -121,8 +92,8 @@ static os_code walk_xattrs(decoder *d, const uint8_t *at, const uint8_t *end, ui
 }
 
 static os_code payload_size(decoder *d, const raw_entry *entry, const uint8_t *end, size_t *size) {
-    uint64_t length = get64(entry->fixed + 40);
-    uint32_t parts = get32(entry->fixed + 48);
+    uint64_t length = os_get64(entry->fixed + 40);
+    uint32_t parts = os_get32(entry->fixed + 48);
     size_t there = (size_t)(end - entry->payload);
     switch (entry->fixed[0]) {
     case OS_KIND_FILE:
@@ -151,18 +122,18 @@ static os_code payload_size(decoder *d, const raw_entry *entry, const uint8_t *e
 static os_code check_fields(decoder *d, const raw_entry *entry) {
     const uint8_t *fixed = entry->fixed;
     uint8_t kind = fixed[0];
-    uint64_t length = get64(fixed + 40);
+    uint64_t length = os_get64(fixed + 40);
     if (fixed[1])
         return corrupt(d, "an opaque or implicit directory in a merged tree");
-    if (get32(fixed + 4) > 07777)
+    if (os_get32(fixed + 4) > 07777)
         return corrupt(d, "mode: more than permission bits");
-    if (get32(fixed + 24) >= 1000000000u)
+    if (os_get32(fixed + 24) >= 1000000000u)
         return corrupt(d, "mtime: a second or more of nanoseconds");
-    if (kind == OS_KIND_DIRECTORY && get64(fixed + 32))
+    if (kind == OS_KIND_DIRECTORY && os_get64(fixed + 32))
         return corrupt(d, "a directory in a link group");
     if ((kind == OS_KIND_DIRECTORY || kind == OS_KIND_FIFO) && length)
         return corrupt(d, "a size where none can be");
-    if (kind != OS_KIND_FILE && (get32(fixed + 48) || get32(fixed + 52)))
+    if (kind != OS_KIND_FILE && (os_get32(fixed + 48) || os_get32(fixed + 52)))
         return corrupt(d, "parts where none can be");
     if (kind == OS_KIND_CHARACTER && length == 0)
         return corrupt(d, "a character device 0:0");
@@ -176,8 +147,8 @@ static os_code parse_entry(decoder *d, const uint8_t **at, const uint8_t *end, b
         return corrupt(d, "an entry is cut short");
     entry->fixed = *at;
     entry->name = *at + FIXED;
-    entry->name_size = get16(entry->fixed + 2);
-    entry->xattr_count = get32(entry->fixed + 28);
+    entry->name_size = os_get16(entry->fixed + 2);
+    entry->xattr_count = os_get32(entry->fixed + 28);
     if (root ? entry->name_size != 0 : entry->name_size == 0 || entry->name_size > OS_NAME_MAX)
         return corrupt(d, "a name of impossible length");
     if ((size_t)(end - entry->name) < entry->name_size)
@@ -203,17 +174,17 @@ static os_code parse_entry(decoder *d, const uint8_t **at, const uint8_t *end, b
 
 static os_code take_parts(decoder *d, os_inode *inode, const raw_entry *entry) {
     static const uint8_t HOLE[OS_ID_SIZE];
-    uint32_t algorithm = get32(entry->fixed + 52);
+    uint32_t algorithm = os_get32(entry->fixed + 52);
     uint64_t sum = 0;
     bool after_hole = false;
-    inode->part_count = get32(entry->fixed + 48);
+    inode->part_count = os_get32(entry->fixed + 48);
     if (inode->part_count == 0)
         return inode->size || algorithm ? corrupt(d, "a file without parts that is not empty") : OS_OK;
     if (algorithm != 1 && algorithm != 2)
         return corrupt(d, "a hash algorithm that does not exist");
     for (uint32_t row = 0; row < inode->part_count; row++) {
         const uint8_t *part = entry->payload + (size_t)row * PART;
-        uint64_t length = get64(part);
+        uint64_t length = os_get64(part);
         bool hole = !memcmp(part + 8, HOLE, OS_ID_SIZE);
         if (length == 0 || length > inode->size - sum || (hole && after_hole) || (!hole && length > OS_CHUNK_MAX))
             return corrupt(d, "a file's parts do not make up the file");
@@ -245,8 +216,8 @@ static os_code take_xattrs(decoder *d, uint32_t number, const raw_entry *entry) 
     d->tree->inodes[number].xattr_count = entry->xattr_count;
     for (uint32_t row = first; row < first + entry->xattr_count; row++) {
         os_xattr *one = &d->tree->xattrs[row];
-        one->name_size = get16(at);
-        one->value_size = get16(at + 2);
+        one->name_size = os_get16(at);
+        one->value_size = os_get16(at + 2);
         one->name = at + 4;
         one->value = one->name + one->name_size;
         at += 4 + one->name_size + one->value_size;
@@ -260,13 +231,13 @@ static os_code new_inode(decoder *d, const raw_entry *entry, uint32_t *number) {
     if (*number == UINT32_MAX)
         return os_fail(d->failure, OS_LIMIT, "layer index: more than %u inodes, or out of memory", OS_INODES_MAX);
     os_inode *inode = &d->tree->inodes[*number];
-    uint64_t length = get64(fixed + 40);
+    uint64_t length = os_get64(fixed + 40);
     inode->kind = fixed[0];
-    inode->mode = (uint16_t)get32(fixed + 4);
-    inode->uid = get32(fixed + 8);
-    inode->gid = get32(fixed + 12);
-    inode->mtime_sec = (int64_t)get64(fixed + 16);
-    inode->mtime_nsec = get32(fixed + 24);
+    inode->mode = (uint16_t)os_get32(fixed + 4);
+    inode->uid = os_get32(fixed + 8);
+    inode->gid = os_get32(fixed + 12);
+    inode->mtime_sec = (int64_t)os_get64(fixed + 16);
+    inode->mtime_nsec = os_get32(fixed + 24);
     inode->nlink = inode->kind == OS_KIND_DIRECTORY ? 2 : 1;
     if (inode->kind == OS_KIND_CHARACTER || inode->kind == OS_KIND_BLOCK) {
         inode->major = (uint32_t)(length >> 32);
@@ -370,9 +341,9 @@ static os_code read_records(decoder *d, const uint8_t *at, const uint8_t *end) {
         return os_fail(d->failure, OS_MEMORY, "layer index: out of memory");
     for (uint32_t row = 0; row < d->record_count; row++) {
         record *one = &d->records[row];
-        if (end - at < 8 || get32(at) < 4 || get32(at) > (size_t)(end - at) - 4)
+        if (end - at < 8 || os_get32(at) < 4 || os_get32(at) > (size_t)(end - at) - 4)
             return corrupt(d, "a record is cut short");
-        one->size = get32(at);
+        one->size = os_get32(at);
         one->data = at + 4;
         at += 4 + one->size;
         os_blake3_derive(RECORD_CONTEXT, one->data, one->size, one->digest);
@@ -393,7 +364,7 @@ static os_code enter(decoder *d, const uint8_t *digest, uint32_t inode, level *t
     const record *one = find_record(d, digest);
     if (!one)
         return corrupt(d, "a directory's record is not there");
-    uint32_t count = get32(one->data);
+    uint32_t count = os_get32(one->data);
     if (count > (one->size - 4) / (FIXED + 1))
         return corrupt(d, "a record is cut short");
     uint32_t first = os_tree_add_entries(d->tree, count);
@@ -412,11 +383,11 @@ static os_code next_entry(decoder *d, level *levels, uint32_t *depth) {
     os_code code = parse_entry(d, &here->at, here->end, false, &entry);
     if (code != OS_OK)
         return code;
-    if (here->last_name && compare_names(here->last_name, here->last_size, entry.name, entry.name_size) >= 0)
+    if (here->last_name && os_compare_names(here->last_name, here->last_size, entry.name, entry.name_size) >= 0)
         return corrupt(d, "names are not in order");
     here->last_name = entry.name;
     here->last_size = entry.name_size;
-    code = get64(entry.fixed + 32) ? grouped_inode(d, &entry, &number) : new_inode(d, &entry, &number);
+    code = os_get64(entry.fixed + 32) ? grouped_inode(d, &entry, &number) : new_inode(d, &entry, &number);
     if (code != OS_OK)
         return code;
     d->tree->entries[here->row++] = (os_entry){entry.name, number, entry.name_size};
@@ -455,9 +426,9 @@ os_code os_layer_decode(const uint8_t *data, size_t size, os_tree *tree, os_fail
     decoder d = {.tree = tree, .failure = failure};
     raw_entry root;
     const uint8_t *at = data + 16, *end = data + size;
-    if (size < 16 + FIXED || size > OS_INDEX_MAX || memcmp(data, "OSLAYER1", 8) || get32(data + 12))
+    if (size < 16 + FIXED || size > OS_INDEX_MAX || memcmp(data, "OSLAYER1", 8) || os_get32(data + 12))
         return corrupt(&d, "this is not one");
-    d.record_count = get32(data + 8);
+    d.record_count = os_get32(data + 8);
     os_hasher_init_derive(&d.object, OBJECT_CONTEXT);
     os_code code = parse_entry(&d, &at, end, true, &root);
     if (code == OS_OK && root.fixed[0] != OS_KIND_DIRECTORY)
