@@ -365,7 +365,7 @@ static os_code next_entry(decoder *d, level *levels, uint32_t *depth) {
     }
     if (again)
         return corrupt(d, "a directory with two names");
-    if (*depth == OS_DEPTH_MAX)
+    if (*depth > OS_DEPTH_MAX)
         return os_fail(d->failure, OS_LIMIT, "fs.erofs: directories deeper than %u", OS_DEPTH_MAX);
     inode->parent = here->inode;
     d->tree->inodes[here->inode].nlink++;
@@ -398,7 +398,7 @@ os_code os_erofs_decode(const uint8_t *image, size_t size, os_tree *tree, os_fai
         return corrupt(&d, "this is not one");
     d.numbers = calloc(size / OS_EROFS_SLOT, sizeof *d.numbers);
     d.names = tree->names = malloc(2 * size); /* touched as far as it is needed */
-    level *levels = malloc(OS_DEPTH_MAX * sizeof *levels);
+    level *levels = malloc((OS_DEPTH_MAX + 1) * sizeof *levels);
     os_code code =
         d.numbers && levels && d.names ? walk(&d, levels) : os_fail(failure, OS_MEMORY, "fs.erofs: out of memory");
     free(levels);
