@@ -17,9 +17,8 @@ from typing import Protocol
 
 import cext
 from cext.errors import CorruptError
-from imagebuilder.tar import keep_xattr
 from lazyfs.index.layer import LayerBuilder
-from lazyfs.index.model import Entry, Kind
+from lazyfs.index.model import Entry, Kind, xattr_allowed
 from lazyfs.merge import merge
 from registry import image
 from registry.layout import Layout
@@ -262,7 +261,7 @@ def _read_xattrs(where: int | bytes) -> dict[str, bytes]:
 
 def _kept(xattrs: dict[str, bytes]) -> tuple[tuple[bytes, bytes], ...]:
     named = ((os.fsencode(name), value) for name, value in xattrs.items())
-    return tuple(sorted((name, value) for name, value in named if keep_xattr(name)))
+    return tuple(sorted((name, value) for name, value in named if xattr_allowed(name)))
 
 
 class _Walk:

@@ -19,6 +19,7 @@ from urllib.parse import unquote_to_bytes
 
 from cext.errors import LimitError
 from imagebuilder.errors import BadArchiveError
+from lazyfs.index.model import xattr_allowed
 
 _BLOCK = 512
 _STEP = 1 << 20
@@ -462,16 +463,8 @@ def _xattrs(records: dict[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
                 raise BadArchiveError(f"tar: xattr {name[:100]!r}: not base64") from error
         elif key.startswith(b"SCHILY.xattr."):
             found[key[13:]] = value
-    kept = {name: value for name, value in found.items() if keep_xattr(name)}
+    kept = {name: value for name, value in found.items() if xattr_allowed(name)}
     total = sum(len(name) + len(value) for name, value in kept.items())
     if total > _XATTR_TOTAL_MAX or any(len(value) > _XATTR_VALUE_MAX for value in kept.values()):
         raise LimitError(f"tar: xattrs: got {total} bytes, want at most {_XATTR_TOTAL_MAX}, {_XATTR_VALUE_MAX} in one")
     return tuple(sorted(kept.items()))
-
-
-def keep_xattr(name: bytes) -> bool:
-    """Whether an xattr may enter an image: docs/format.md §4."""
-    space, dot, rest = name.partition(b".")
-    if not space or not dot or not rest or len(name) > _NAME_MAX or b"\0" in name:
-        return False
-    return space != b"trusted" and not name.startswith(b"user.overlay.")

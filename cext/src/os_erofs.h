@@ -4,11 +4,13 @@
 
 #include "os_tree.h"
 
-/* image: owned by the caller (free), a multiple of 4096 bytes. */
-os_code os_erofs_encode(const os_tree *tree, uint8_t **image, size_t *size, os_failure *failure);
+/* image: owned by the caller (free), a multiple of 4096 bytes. wanted: bytes that it has to have, 0 for any; another
+ * size is OS_CORRUPT before the image's memory is asked for. */
+os_code os_erofs_encode(const os_tree *tree, size_t wanted, uint8_t **image, size_t *size, os_failure *failure);
 
-/* image: hostile, borrowed by the tree. Checks what it needs to be safe; only os_erofs_check knows whether the image is
- * the canonical one of the tree. tree: empty; after a failure it is empty again. */
+/* image: hostile, borrowed by the tree. The tree keeps all rules of a merged tree, but only os_erofs_check knows
+ * whether the image is the canonical one of it. Time and memory are linear in size, whatever the image says: the inodes
+ * that are reached may not use more bytes together than there are. tree: empty; after a failure it is empty again. */
 os_code os_erofs_decode(const uint8_t *image, size_t size, os_tree *tree, os_failure *failure);
 
 /* Decodes, encodes again and compares. The tree is kept on success. */

@@ -16,7 +16,7 @@
 #define OS_NAME_MAX 255u
 #define OS_SYMLINK_MAX 4095u
 #define OS_PATH_MAX 4096u
-#define OS_DEPTH_MAX 2048u /* directories below each other */
+#define OS_DEPTH_MAX 2048u /* directories below each other, without the root */
 #define OS_XATTR_VALUE_MAX 65535u
 #define OS_XATTR_TOTAL_MAX (128u << 10) /* names and values of one entry */
 #define OS_INODES_MAX (16u << 20)

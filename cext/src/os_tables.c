@@ -2,14 +2,17 @@
 
 #include <inttypes.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "os_bytes.h"
 #include "os_hash.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "columns are used where they lie");
 _Static_assert(sizeof(os_tables_blob) == 48, "as in docs/format.md");
 
 #define PACK_CODEC 1u
+#define OBJECT_CONTEXT "onesec 2026 object v1"
 #define CLEN_MAX (OS_FRAME_MAX + (OS_FRAME_MAX >> 7) + 512u) /* over ZSTD_COMPRESSBOUND of a frame */
 
 /* The next section: rows of width bytes at the next multiple of 8. NULL if it does not fit. */
@@ -96,10 +99,14 @@ static os_code check_frames(const os_tables *t, os_failure *failure) {
         if (plain == 0 || plain > OS_FRAME_MAX)
             return os_fail(failure, OS_CORRUPT, "tables: frame %u: got %u bytes decoded, want 1 to %u", row, plain,
                            OS_FRAME_MAX);
+        if (blob > (row > 0 ? t->frame_blob[row - 1] + 1 : 0))
+            return os_fail(failure, OS_CORRUPT, "tables: blob %u: got no frame in it", blob - 1);
         if (row > 0 &&
             (blob < t->frame_blob[row - 1] || (blob == t->frame_blob[row - 1] && offset <= t->frame_offset[row - 1])))
             return os_fail(failure, OS_CORRUPT, "tables: frame %u: got a place out of order", row);
     }
+    if (t->blob_count != (t->frame_count ? t->frame_blob[t->frame_count - 1] + 1 : 0))
+        return os_fail(failure, OS_CORRUPT, "tables: blob %u: got no frame in it", t->blob_count - 1);
     return OS_OK;
 }
 
@@ -110,6 +117,7 @@ uint64_t os_tables_length(const os_tables *t, uint32_t chunk) {
 
 static os_code check_chunks(const os_tables *t, os_failure *failure) {
     static const uint8_t zero[OS_ID_SIZE];
+    uint32_t frames = 0; /* with a chunk */
     for (uint32_t row = 0; row < t->chunk_count; row++) {
         uint32_t frame = t->chunk_frame[row], before = row > 0 ? t->chunk_frame[row - 1] : 0;
         uint64_t length = os_tables_length(t, row);
@@ -124,6 +132,9 @@ static os_code check_chunks(const os_tables *t, os_failure *failure) {
             return os_fail(failure, OS_CORRUPT, "tables: chunk %u: got bytes outside its frame", row);
         if (hole != (memcmp(t->chunk_id + (size_t)row * OS_ID_SIZE, zero, OS_ID_SIZE) == 0))
             return os_fail(failure, OS_CORRUPT, "tables: chunk %u: got the id of a hole on data, or the reverse", row);
+        if (!hole && frame > (row > 0 ? before + 1 : 0))
+            return os_fail(failure, OS_CORRUPT, "tables: frame %u: got no chunk in it", frame - 1);
+        frames += !hole && (row == 0 || frame != before);
         if (row == 0)
             continue;
         bool ascends = frame > before;
@@ -132,6 +143,8 @@ static os_code check_chunks(const os_tables *t, os_failure *failure) {
         if (!ascends)
             return os_fail(failure, OS_CORRUPT, "tables: chunk %u: got a place out of order", row);
     }
+    if (frames != t->frame_count)
+        return os_fail(failure, OS_CORRUPT, "tables: frame %u: got no chunk in it", frames);
     return OS_OK;
 }
 
@@ -207,30 +220,77 @@ os_code os_tables_find(const os_tables *t, const uint8_t id[OS_ID_SIZE], uint32_
     return OS_MISSING;
 }
 
-os_code os_tables_check_object(const os_tables *t, uint32_t row, os_failure *failure) {
+#define DESCRIPTION_HEAD 24u
+#define PART 40u
+#define PARTS_AT_ONCE 64u
+
+/* context: initialised for objects. The tables may be a mapping of a file that somebody changes: what could lead out of
+ * them is looked at again. used: a byte for each chunk, or NULL. */
+static os_code check_object(const os_tables *t, uint32_t row, const os_hasher *context, uint8_t *used,
+                            os_failure *failure) {
+    uint8_t buffer[DESCRIPTION_HEAD + PART * PARTS_AT_ONCE], id[OS_ID_SIZE];
     uint32_t first = t->object_ref[row], last = t->object_ref[row + 1];
-    struct {
-        uint32_t algorithm, zero;
-        uint64_t size, parts;
-    } head = {t->object_algorithm[row], 0, t->object_size[row], last - first};
-    os_hasher hasher;
-    os_hasher_init_derive(&hasher, "onesec 2026 object v1");
-    os_hasher_update(&hasher, &head, sizeof head);
+    if (first > last || last > t->ref_count)
+        return os_fail(failure, OS_CORRUPT, "tables: object %u: got refs %u to %u of %u", row, first, last,
+                       t->ref_count);
+    os_hasher hasher = *context;
+    os_put32(buffer, t->object_algorithm[row]);
+    os_put32(buffer + 4, 0);
+    os_put64(buffer + 8, t->object_size[row]);
+    os_put64(buffer + 16, last - first);
+    size_t size = DESCRIPTION_HEAD;
     for (uint32_t at = first; at < last; at++) {
-        uint64_t length = os_tables_length(t, t->ref[at]);
-        os_hasher_update(&hasher, &length, sizeof length);
-        os_hasher_update(&hasher, t->chunk_id + (size_t)t->ref[at] * OS_ID_SIZE, OS_ID_SIZE);
+        uint32_t chunk = t->ref[at];
+        if (chunk >= t->chunk_count)
+            return os_fail(failure, OS_CORRUPT, "tables: object %u: got chunk %u, want below %u", row, chunk,
+                           t->chunk_count);
+        if (used)
+            used[chunk] = 1;
+        if (size + PART > sizeof buffer) {
+            os_hasher_update(&hasher, buffer, size);
+            size = 0;
+        }
+        os_put64(buffer + size, os_tables_length(t, chunk));
+        memcpy(buffer + size + 8, t->chunk_id + (size_t)chunk * OS_ID_SIZE, OS_ID_SIZE);
+        size += PART;
     }
-    uint8_t id[OS_ID_SIZE];
+    os_hasher_update(&hasher, buffer, size);
     os_hasher_final(&hasher, id, sizeof id);
     if (memcmp(id, t->object_id + (size_t)row * OS_ID_SIZE, sizeof id) != 0)
         return os_fail(failure, OS_CORRUPT, "tables: object %u: got an id that is not the id of its parts", row);
     return OS_OK;
 }
 
+os_code os_tables_check_object(const os_tables *t, uint32_t row, os_failure *failure) {
+    os_hasher context;
+    os_hasher_init_derive(&context, OBJECT_CONTEXT);
+    return check_object(t, row, &context, NULL, failure);
+}
+
+/* Objects stand by id, so their chunks are all over the columns: they are asked for some objects ahead. */
+static void fetch_ahead(const os_tables *t, uint32_t row) {
+    if (row >= t->object_count || t->object_ref[row] >= t->ref_count || t->ref[t->object_ref[row]] >= t->chunk_count)
+        return;
+    uint32_t chunk = t->ref[t->object_ref[row]];
+    __builtin_prefetch(t->chunk_id + (size_t)chunk * OS_ID_SIZE);
+    __builtin_prefetch(t->chunk_frame + chunk);
+    __builtin_prefetch(t->chunk_length + chunk);
+}
+
 os_code os_tables_check_objects(const os_tables *t, os_failure *failure) {
+    os_hasher context;
     os_code code = OS_OK;
-    for (uint32_t row = 0; row < t->object_count && code == OS_OK; row++)
-        code = os_tables_check_object(t, row, failure);
+    uint8_t *used = calloc((size_t)t->chunk_count + 1, 1);
+    if (used == NULL)
+        return os_fail(failure, OS_MEMORY, "tables: out of memory");
+    os_hasher_init_derive(&context, OBJECT_CONTEXT);
+    for (uint32_t row = 0; row < t->object_count && code == OS_OK; row++) {
+        fetch_ahead(t, row + 8);
+        code = check_object(t, row, &context, used, failure);
+    }
+    const uint8_t *idle = code == OS_OK ? memchr(used, 0, t->chunk_count) : NULL;
+    if (idle != NULL)
+        code = os_fail(failure, OS_CORRUPT, "tables: chunk %zu: got it in no object", (size_t)(idle - used));
+    free(used);
     return code;
 }

@@ -47,6 +47,7 @@ os_code os_tables_find(const os_tables *tables, const uint8_t id[OS_ID_SIZE], ui
 
 /* Whether the object's id is the id of its description; row below object_count. */
 os_code os_tables_check_object(const os_tables *tables, uint32_t row, os_failure *failure);
+/* All of them, and whether each chunk is in one. */
 os_code os_tables_check_objects(const os_tables *tables, os_failure *failure);
 
 /* Length of a chunk or hole; chunk below chunk_count. */

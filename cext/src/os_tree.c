@@ -44,6 +44,23 @@ uint32_t os_tree_add_xattrs(os_tree *tree, uint32_t count) {
     return first;
 }
 
+static bool in_namespace(const uint8_t *name, size_t size, const char *space, size_t length) {
+    return size > length && !memcmp(name, space, length);
+}
+
+static bool is_name(const uint8_t *name, size_t size, const char *whole, size_t length) {
+    return size == length && !memcmp(name, whole, length);
+}
+
+bool os_xattr_allowed(const uint8_t *name, size_t size) {
+    if (size > OS_NAME_MAX || memchr(name, 0, size))
+        return false;
+    if (in_namespace(name, size, "user.", 5))
+        return size < 13 || memcmp(name, "user.overlay.", 13);
+    return in_namespace(name, size, "security.", 9) || is_name(name, size, "system.posix_acl_access", 23) ||
+           is_name(name, size, "system.posix_acl_default", 24);
+}
+
 void os_tree_free(os_tree *tree) {
     free(tree->inodes);
     free(tree->entries);

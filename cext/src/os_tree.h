@@ -7,10 +7,12 @@
 #ifndef OS_TREE_H
 #define OS_TREE_H
 
-#include "os_limits.h"
-#include "os_result.h"
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "os_limits.h"
+#include "os_result.h"
 
 enum { OS_KIND_FILE = 1, OS_KIND_DIRECTORY, OS_KIND_SYMLINK, OS_KIND_CHARACTER, OS_KIND_BLOCK, OS_KIND_FIFO };
 
@@ -65,6 +67,11 @@ typedef struct os_tree {
 uint32_t os_tree_add_inode(os_tree *tree);
 uint32_t os_tree_add_entries(os_tree *tree, uint32_t count);
 uint32_t os_tree_add_xattrs(os_tree *tree, uint32_t count);
+
+/* Whether a merged tree may have an xattr of this name: in user. (but not user.overlay.) or security., or one of the
+ * two ACLs; no NUL, at most OS_NAME_MAX bytes. Nothing else speaks to a container, and trusted. speaks to overlayfs. */
+bool os_xattr_allowed(const uint8_t *name, size_t size);
+
 void os_tree_free(os_tree *tree); /* leaves it empty; an all-zero tree is a valid empty one */
 
 #endif

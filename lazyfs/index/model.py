@@ -20,6 +20,7 @@ MAJOR_MAX, MINOR_MAX = (1 << 12) - 1, (1 << 20) - 1  # what Linux and EROFS can 
 
 PART = struct.Struct("<Q32s")
 HOLE = bytes(32)
+_ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
 
@@ -77,6 +78,16 @@ def check_name(name: bytes) -> None:
         raise CorruptError(f"name: got {name[:100]!r}, want a component of a path")
     if len(name) > NAME_MAX:
         raise LimitError(f"name: got {len(name)} bytes, want at most {NAME_MAX}")
+
+
+def xattr_allowed(name: bytes) -> bool:
+    """Whether an image may have an xattr of this name. trusted.* and user.overlay.* speak to overlayfs; the other
+    namespaces mean nothing to Linux, or nothing that EROFS can say.
+    """
+    if len(name) > NAME_MAX or b"\0" in name or name.startswith(b"user.overlay."):
+        return False
+    space, _, rest = name.partition(b".")
+    return name in _ACLS if space == b"system" else bool(rest) and space in (b"user", b"security")
 
 
 def check_path(path: bytes) -> list[bytes]:
@@ -165,17 +176,12 @@ def _check_file(entry: Entry) -> None:
 def _check_xattrs(xattrs: Xattrs) -> None:
     total, before = 0, b""
     for name, value in xattrs:
-        space, dot, rest = name.partition(b".")
-        if not (space and dot and rest) or b"\0" in name:
-            raise CorruptError(f"xattr: got {name[:100]!r}, want NAMESPACE.NAME")
-        if space == b"trusted" or name.startswith(b"user.overlay."):
-            raise CorruptError(f"xattr: got {name[:100]!r}, which speaks to overlayfs")
+        if not xattr_allowed(name):
+            raise CorruptError(f"xattr: got {name[:100]!r}, want user.*, security.* or an ACL")
         if name <= before:
             raise CorruptError(f"xattr: got {name[:100]!r} after {before[:100]!r}, want ascending names")
-        if len(name) > NAME_MAX or len(value) > XATTR_VALUE_MAX:
-            raise LimitError(
-                f"xattr: got {len(name)} and {len(value)} bytes, want at most {NAME_MAX} and {XATTR_VALUE_MAX}"
-            )
+        if len(value) > XATTR_VALUE_MAX:
+            raise LimitError(f"xattr {name!r}: got {len(value)} bytes, want at most {XATTR_VALUE_MAX}")
         total += len(name) + len(value)
         before = name
     if total > XATTR_TOTAL_MAX:

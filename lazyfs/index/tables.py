@@ -97,6 +97,7 @@ class TablesReader:
         self._check_chunks()
         self._ids = [bytes(self._object_id[at : at + 32]) for at in range(0, 32 * objects, 32)]
         self._check_objects()
+        self._check_all_used()
 
     # ------------------------------------------------------------------ use
 
@@ -210,6 +211,15 @@ class TablesReader:
             total += self._object_size[row]
         if total != self.total_size:
             raise CorruptError(f"tables: got total size {self.total_size}, want {total}")
+
+    def _check_all_used(self) -> None:
+        for what, count, used in (
+            ("blob", len(self.blobs), self._frame_blob),
+            ("frame", len(self._frame_offset), self._chunk_frame),
+            ("chunk", len(self._chunk_frame), self._ref),
+        ):
+            if count != len(set(used) - {_NO_FRAME}):
+                raise CorruptError(f"tables: got a {what} that nothing uses")
 
     @staticmethod
     def _check_object(row: int, found: Object) -> None:

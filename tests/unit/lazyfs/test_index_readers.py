@@ -140,7 +140,7 @@ def _entry(draw: st.DrawFn) -> Entry:
         file = pool().files[draw(st.integers(0, 6))]
         return replace(entry, size=file.size, algorithm=file.algorithm, parts=file.parts)
     if kind is Kind.SYMLINK:
-        target = b"t" * draw(st.one_of(st.integers(1, 100), st.integers(1, 4095)))
+        target = b"t".rjust(draw(st.one_of(st.integers(1, 100), st.integers(1, 4095))), b"/")
         return replace(entry, size=len(target), target=target)
     if kind in (Kind.CHARACTER, Kind.BLOCK):
         return replace(entry, device=(draw(st.integers(1, 4095)), draw(st.integers(0, 2**20 - 1))))
