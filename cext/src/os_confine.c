@@ -63,7 +63,12 @@ static int filter_calls(int answer) {
         KILL,
     };
     struct sock_fprog program = {sizeof rules / sizeof *rules, rules};
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    (void)program; /* sanitizers make system calls of their own */
+    return 0;
+#else
     return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0);
+#endif
 }
 
 static int close_others(int answer) {

@@ -1,4 +1,4 @@
-"""libFuzzer on the object server's decoders, with ASan and UBSan, for ONESEC_FUZZ_SECONDS each (default 1).
+"""libFuzzer on the decoders of server and image, with ASan and UBSan, for ONESEC_FUZZ_SECONDS each (default 1).
 
 The seeds are real requests and real tables, so that the first second is already spent behind the first checks.
 """
@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import cext
+from lazyfs.index.layer import LayerBuilder
+from lazyfs.index.model import Entry, Kind
+from lazyfs.merge import merge
 from tests.support.objects import Content, make_objects
 
 ROOT = Path(__file__).parents[2]
@@ -100,3 +104,14 @@ def test_the_whole_server_answers_each_request_once(targets: Path, tmp_path: Pat
     for first in (0, 1):
         (corpus / str(first)).write_bytes(bytes([first]) + body)
     fuzz(targets / "server", corpus)
+
+
+def test_erofs_images(targets: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    tree = LayerBuilder()
+    tree.add(b"a/file", Entry(Kind.FILE, size=0))
+    tree.add(b"a/link", Entry(Kind.SYMLINK, mode=0o777, target=b"file", size=4))
+    erofs, _ = cext.encode_image(merge([tree.finish()]), [])
+    (corpus / "0").write_bytes(erofs)
+    fuzz(targets / "erofs", corpus)
