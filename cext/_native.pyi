@@ -111,6 +111,71 @@ class ChunkMap:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...
 
+class StoreSegment(NamedTuple):
+    """bytes: committed. used: on a clock that counts reads and writes. pinned: 0 or 1."""
+
+    number: int
+    bytes: int
+    used: int
+    pinned: int
+
+class StoreReport(NamedTuple):
+    """chunks, bytes: looked at. damaged: of those. damaged_rows: of the map. damaged_headers: of segments."""
+
+    chunks: int
+    bytes: int
+    damaged: int
+    damaged_rows: int
+    damaged_headers: int
+
+class StoreStatistics(NamedTuple):
+    """See os_store_statistics in cext/src/os_store.h."""
+
+    chunks: int
+    segments: int
+    bytes: int
+    hits: int
+    misses: int
+    puts: int
+    known: int
+    damaged: int
+    damaged_rows: int
+    lost: int
+    queued: int
+    rebuilt: int
+
+@final
+class Store:
+    """The chunk store in a directory, without a quota: cache/store.py adds it.
+
+    log: a descriptor for lines about damage, -1 for none. Raises BlockingIOError if somebody else has the store open.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        /,
+        *,
+        segment_size: int = 0,
+        queue_size: int = 0,
+        level: int = 3,
+        log: int = -1,
+    ) -> None: ...
+    def put(
+        self, id: Buffer, data: Buffer, /, *, algorithm: int = 1, compress: bool = True, pinned: bool = False
+    ) -> None: ...
+    def get(self, id: Buffer, /, *, algorithm: int = 1) -> bytes | None: ...
+    def flush(self) -> None: ...
+    def segments(self) -> list[StoreSegment]: ...
+    def drop(self, number: int, /) -> None: ...
+    def check(self, *, repair: bool = False) -> StoreReport: ...
+    def statistics(self) -> StoreStatistics: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
 def encode_image(tree: Buffer, packs: Sequence[tuple[bytes, int, bytes]], /) -> tuple[bytes, bytes]: ...
 def check_image(erofs: Buffer, tables: Buffer, /) -> None: ...
 def check_image_sandboxed(erofs: int, tables: int, /) -> None: ...

@@ -57,6 +57,7 @@ static int filter_calls(int answer) {
         CALL(mremap),
         CALL(brk),
         CALL(madvise),
+        CALL(getrandom), /* malloc, when it is used for the first time */
         CALL(futex),
         CALL(sched_yield),
         CALL(exit_group),

@@ -184,7 +184,7 @@ static os_code collect(builder *b) {
     }
     b->object_count = distinct;
     b->ref_count = (uint32_t)refs;
-    if (b->hole_count)
+    if (b->hole_count) /* holes are NULL without one, which qsort may not get */
         qsort(b->holes, b->hole_count, sizeof *b->holes, by_length);
     distinct = 0;
     for (uint32_t row = 0; row < b->hole_count; row++)

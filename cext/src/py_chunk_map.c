@@ -1,8 +1,7 @@
 /* ChunkMap: os_chunk_map for Python. Its attribute _known is a capsule with the os_known that an Ingest asks; the
  * capsule keeps the map's memory alive, so that a map closed too early answers "failed" and not garbage. */
 #include "os_chunk_map.h"
-#include "os_hash.h"
-#include "os_limits.h"
+#include "os_pack.h"
 #include "py_common.h"
 
 #include <string.h>
@@ -55,24 +54,29 @@ static os_chunk_map *made(PyObject *object) {
     return map;
 }
 
+/* A pack's size, as its table has it; parsing compares nothing with it then but the sum of the frames. */
+static uint64_t pack_size(const uint8_t *payload, size_t size) {
+    uint32_t frames;
+    memcpy(&frames, payload + 8, sizeof frames);
+    uint64_t sum = 8 + (uint64_t)size;
+    if (frames <= (size - OS_PACK_HEADER) / 4)
+        for (uint32_t row = 0; row < frames; row++)
+            sum += os_pack_u32(payload + OS_PACK_HEADER, row);
+    return sum;
+}
+
 /* The chunk ids of a pack's table. */
 static os_code table_ids(const Py_buffer *table, const uint8_t **ids, uint32_t *count, os_failure *failure) {
-    const uint8_t *payload = table->buf;
+    os_pack_table parsed;
     size_t size = (size_t)table->len;
-    uint32_t frames;
-    uint8_t hash[32];
-    if (size < 64 || size > OS_PACK_TABLE_MAX || memcmp(payload, "OSPACK01", 8) != 0)
-        return os_fail(failure, OS_CORRUPT, "pack table: got %zu bytes that are none", size);
-    memcpy(&frames, payload + 8, 4);
-    memcpy(count, payload + 12, 4);
-    if (size != 64 + 12 * (uint64_t)frames + 36 * (uint64_t)*count)
-        return os_fail(failure, OS_CORRUPT, "pack table: got %zu bytes for %u frames and %u chunks", size, frames,
-                       *count);
-    os_blake3(payload, size - 48, hash);
-    if (memcmp(hash, payload + size - 48, 32) != 0)
-        return os_fail(failure, OS_CORRUPT, "pack table: its hash is wrong");
-    *ids = payload + 16 + 12 * (size_t)frames + 4 * (size_t)*count;
-    return OS_OK;
+    if (size < OS_PACK_HEADER + OS_PACK_FOOTER)
+        return os_fail(failure, OS_CORRUPT, "pack table: got %zu bytes", size);
+    os_code code = os_pack_table_parse(table->buf, size, pack_size(table->buf, size), &parsed, failure);
+    if (code == OS_OK) {
+        *ids = parsed.chunk_id;
+        *count = parsed.chunk_count;
+    }
+    return code;
 }
 
 typedef os_code (*change)(os_chunk_map *, const uint8_t *, const uint8_t *, uint32_t, bool *, os_failure *);

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+from cache.errors import StoreInUseError
+from cache.store import check
 from imagebuilder import progress
 from onesec.cli.main import printable
 from onesec.config import Config
@@ -18,12 +20,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, config: Config) -> int:
+    layout = Layout.open(config.root)
+    notes = []
     with progress.for_user() as shown:
         shown.stage("checking the layout")
-        done = check_layout(Layout.open(config.root), shown.advance)
+        done = check_layout(layout, shown.advance)
+        shown.stage("checking the chunk store")
+        try:
+            done = replace(done, repaired=done.repaired + check(layout.cache_path("store")).repaired)
+        except StoreInUseError as error:
+            notes.append(f"not checked: {error}")
     if config.json:
-        print(json.dumps(asdict(done)))
+        print(json.dumps({**asdict(done), "notes": notes}))
     else:
+        for line in notes:
+            print(printable(line))
         for line in done.repaired:
             print(f"repaired: {printable(line)}")
         for line in done.problems:

@@ -1,0 +1,48 @@
+"""Fuzzing by libFuzzer with ASan and UBSan, for ONESEC_FUZZ_SECONDS a target (default 1)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SECONDS = int(os.environ.get("ONESEC_FUZZ_SECONDS", "1"))
+
+Fuzz = Callable[[str, Sequence[bytes]], None]
+
+
+@pytest.fixture(scope="session")
+def targets() -> Path:
+    """Where the built targets are."""
+    out = ROOT / "build/fuzz"
+    plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    subprocess.run(["make", "-s", "-j2", "-C", str(ROOT / "cext/fuzz"), f"OUT={out}"], check=True, env=plain)
+    return out
+
+
+@pytest.fixture
+def fuzz(targets: Path, tmp_path: Path) -> Fuzz:
+    """Runs a target from seeds, so that the first second is already spent behind the first checks."""
+
+    def run(target: str, seeds: Sequence[bytes]) -> None:
+        corpus = tmp_path / "corpus"
+        corpus.mkdir()
+        for number, seed in enumerate(seeds):
+            (corpus / str(number)).write_bytes(seed)
+        words = [
+            str(targets / target),
+            f"-max_total_time={SECONDS}",
+            "-max_len=70000",
+            "-rss_limit_mb=1024",
+            "-verbosity=0",
+            str(corpus),
+        ]
+        plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+        done = subprocess.run(words, cwd=tmp_path, env=plain, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    return run
