@@ -12,10 +12,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
 
@@ -23,9 +24,8 @@ from cext.errors import UnsupportedError, UsageError
 from imagebuilder.errors import DebianError
 from imagebuilder.pip_settings import hide_credentials
 
-RECIPE = "1"  # counts changes of what follows that change an image's bytes; part of the cache key
-_PUBLIC = "http://deb.debian.org/debian"
-_PUBLIC_SECURITY = "http://deb.debian.org/debian-security"
+RECIPE = "2"  # counts changes of what follows that change an image's bytes; part of the cache key
+_NO_SOURCES = "# The mirrors that this image was made from are its maker's and not kept. Name yours here to use apt.\n"
 _KEYRINGS = "/usr/share/keyrings"
 _NEEDED = ("ca-certificates", "python3")
 _HOST_APT = re.compile(
@@ -133,7 +133,10 @@ def mirrors(entries: Iterable[tuple[str, str, tuple[str, ...]]]) -> Mirrors:
         elif not tail:
             main[uri] = None
     if not main:
-        return Mirrors((_PUBLIC,), (_PUBLIC_SECURITY,))
+        raise UnsupportedError(
+            "debian_slim: apt on this machine names no Debian mirror",
+            hint="add one to /etc/apt/sources.list.d: what to install comes from there",
+        )
     return Mirrors(tuple(main), tuple(security))
 
 
@@ -155,9 +158,9 @@ def host_apt_options() -> tuple[str, ...]:
 # ---------------------------------------------------------------------- mmdebstrap
 
 
-def sources(release: Release, where: Mirrors, keyring: str | None) -> str:
-    """sources.list for the making of the image (with a keyring) or to stay in it. Pure."""
-    signed = f" [signed-by={keyring}]" if keyring else ""
+def sources(release: Release, where: Mirrors, keyring: str) -> str:
+    """sources.list for the making of the image. Pure."""
+    signed = f" [signed-by={keyring}]"
     rows = [(uri, suite) for uri in where.main for suite in (release.name, f"{release.name}-updates")]
     rows += [(uri, f"{release.name}-security") for uri in where.security]
     return "".join(f"deb{signed} {uri} {suite} main\n" for uri, suite in rows)
@@ -219,7 +222,7 @@ def tar_stream(release: Release, extra: Sequence[str], environment: Mapping[str,
         files = {
             "apt.conf": "\n".join((*host_apt_options(), 'Acquire::Languages "none";', 'APT::Install-Recommends "0";')),
             "mirrors.list": sources(release, host_mirrors(), keyring),
-            "sources.list": sources(release, Mirrors((_PUBLIC,), (_PUBLIC_SECURITY,)), None),
+            "sources.list": _NO_SOURCES,
         }
         for name, text in files.items():
             with open(f"{directory}/{name}", "w", encoding="utf-8") as file:
@@ -240,7 +243,9 @@ def tar_stream(release: Release, extra: Sequence[str], environment: Mapping[str,
                 process.stdout.close()
                 status = process.wait()
             except BaseException:
-                process.terminate()
+                # All of it: mmdebstrap by itself waits for the apt or dpkg that it started.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
                 process.stdout.close()
                 process.wait()
                 raise

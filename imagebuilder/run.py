@@ -8,13 +8,14 @@ report of progress.
 from __future__ import annotations
 
 import os
+import select
 import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import trio
 
@@ -151,8 +152,7 @@ class _Execution:
 
             def make() -> None:
                 with debian.tar_stream(release, base.packages, self._world.environment) as stream:
-                    while data := stream.read(1 << 20):
-                        self._progress.advance(len(data))
+                    for data in _pieces(stream, self._progress):
                         file.write(data)
 
             await self._blocking(make)
@@ -283,6 +283,18 @@ class _Cancellable:
 
     def note(self, text: str) -> None:
         self._progress.note(text)
+
+
+def _pieces(stream: IO[bytes], progress: Progress) -> Iterator[bytes]:
+    """What comes out of a pipe. Asks for a cancellation while it waits: a program may say nothing for a minute."""
+    while True:
+        while not select.select([stream], [], [], 0.2)[0]:
+            progress.advance()
+        data = os.read(stream.fileno(), 1 << 20)
+        if not data:
+            return
+        progress.advance(len(data))
+        yield data
 
 
 def wheel_key(sha256: str, places: Places) -> str:

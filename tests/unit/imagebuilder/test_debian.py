@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pytest
+
+from cext.errors import UnsupportedError
 from imagebuilder import debian
 from imagebuilder.debian import Mirrors
 
@@ -45,9 +48,10 @@ def test_mirrors_are_found_in_both_formats_and_only_debians_count() -> None:
     )
 
 
-def test_a_host_of_another_kind_gets_debians_own_mirrors() -> None:
-    entries = debian.parse_one_line("deb http://archive.ubuntu.com/ubuntu noble main\n")
-    assert debian.mirrors(entries).main == ("http://deb.debian.org/debian",)
+def test_a_host_that_names_no_debian_mirror_is_told_so() -> None:
+    entries = debian.parse_one_line("deb http://other.example/ubuntu noble main\n")
+    with pytest.raises(UnsupportedError, match="names no Debian mirror"):
+        debian.mirrors(entries)
 
 
 def test_the_suite_is_the_images_on_the_hosts_mirror() -> None:
