@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SECONDS ?= 10
-NEEDS := gcc clang clang-format make pkg-config python3-dev python3-venv librust-blake3-dev libzstd-dev liblmdb-dev \
+NEEDS := gcc clang make pkg-config python3-dev python3-venv librust-blake3-dev libzstd-dev liblmdb-dev \
 	libfuse3-dev libseccomp-dev fuse3 erofs-utils crun runc skopeo umoci mmdebstrap golang-github-containers-common casync \
 	fio zstd attr
 SANITIZED := tests/unit/cext tests/property tests/interop/test_run.py tests/fuse/test_mount.py \
@@ -43,7 +43,7 @@ test: setup ## run the whole suite
 lint: setup ## ruff, clang-format, codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	clang-format --dry-run -Werror cext/src/*.[ch] tests/support/*.c
+	$(BIN)/clang-format --dry-run -Werror cext/src/*.[ch] tests/support/*.c
 	$(BIN)/codespell -L clen --skip './.*,./build,*.json,./uv.lock' .
 
 types: setup ## mypy --strict, sources and tests

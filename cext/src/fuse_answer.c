@@ -26,7 +26,7 @@ static os_image *next_image(os_fuse_server *server, const uint8_t *object, uint6
                             uint32_t *row) {
     for (size_t at = 0; at < server->images; at++) {
         os_image *image = server->image[at];
-        if (image->id <= after || image->id == not || os_tables_find(&image->tables, object, row) != OS_OK)
+        if (image->id <= after || image->id == not|| os_tables_find(&image->tables, object, row) != OS_OK)
             continue;
         os_image_hold(image);
         return image;

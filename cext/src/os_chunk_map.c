@@ -161,7 +161,7 @@ static int add(void *context, MDB_txn *transaction) {
     return 0;
 }
 
-static int delete (os_chunk_map *owner, MDB_txn *transaction, unsigned where, MDB_val *key) {
+static int delete(os_chunk_map *owner, MDB_txn *transaction, unsigned where, MDB_val *key) {
     int code = mdb_del(transaction, table(owner, where), key, NULL);
     return code == MDB_NOTFOUND ? 0 : code;
 }

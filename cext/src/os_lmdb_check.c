@@ -128,7 +128,7 @@ static os_code read_metas(int fd, meta out[2], os_failure *failure) {
 
 os_code os_lmdb_check_meta(int fd, os_failure *failure) {
     struct stat about;
-    meta metas[2];
+    meta metas[2] = {0};
     if (fstat(fd, &about) < 0)
         return os_fail_errno(failure, errno, "map: stat failed");
     if (about.st_size == 0)
@@ -308,7 +308,7 @@ static os_code walk_tree(walk *it, tree expect, bool is_free_list, bool is_main)
 }
 
 os_code os_lmdb_check_pages(int fd, uint64_t transaction, os_failure *failure) {
-    meta metas[2];
+    meta metas[2] = {0};
     os_code code = read_metas(fd, metas, failure);
     if (code != OS_OK)
         return code;
