@@ -111,9 +111,9 @@ def test_a_lease_lasts_until_it_is_released(layout: Layout) -> None:
     assert os.listdir(f"{layout.root}/leases") == []
 
 
-def _tag_many(root: str, prefix: str) -> None:
+def _tag_many(root: str, prefix: str, count: int = 20) -> None:
     layout = Layout.open(root)
-    for number in range(20):
+    for number in range(count):
         with layout.writing():
             layout.tag(Reference.parse(f"{prefix}{number}"), store(layout, f"{prefix}{number}"))
 
@@ -148,7 +148,8 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(tmp_path: Path)
 def test_a_killed_writer_leaves_a_layout_whose_every_tag_resolves(tmp_path: Path) -> None:
     context = get_context("fork")
     for delay in (0.0, 0.01, 0.02, 0.03, 0.05):
-        writer = context.Process(target=_tag_many, args=(str(tmp_path), f"k{int(delay * 100)}-"))
+        # far more than it can write before it is killed
+        writer = context.Process(target=_tag_many, args=(str(tmp_path), f"k{int(delay * 100)}-", 100_000))
         writer.start()
         writer.join(delay)
         os.kill(writer.pid or 0, signal.SIGKILL)
