@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import cext
-from cext.errors import CorruptError
+from cext.errors import CorruptError, LimitError
 from lazyfs.index.layer import LayerBuilder
 from lazyfs.index.model import Entry, Kind, xattr_allowed
 from lazyfs.merge import merge
@@ -29,6 +29,7 @@ OPAQUE, IMPLICIT = 1, 2  # flags of docs/format.md §4
 BLAKE3_CHUNKS = 1  # algorithm of objects that we make
 
 _SMALL = 64 << 10  # files up to this are read here, larger ones by the ingest's own threads
+_DEPTH = 250  # directories below each other in a tree on disk; each costs three calls and a descriptor
 _METACOPY = "trusted.overlay.metacopy"
 _REDIRECT = "trusted.overlay.redirect"
 _OPAQUE = "trusted.overlay.opaque"
@@ -264,6 +265,11 @@ def _kept(xattrs: dict[str, bytes]) -> tuple[tuple[bytes, bytes], ...]:
     return tuple(sorted((name, value) for name, value in named if xattr_allowed(name)))
 
 
+def _check_depth(path: bytes) -> None:
+    if path.count(b"/") >= _DEPTH:
+        raise LimitError(f"{os.fsdecode(path[:60])}…: directories deeper than {_DEPTH}")
+
+
 class _Walk:
     """Adds what stands in a directory; every step goes through a directory descriptor."""
 
@@ -273,6 +279,7 @@ class _Walk:
         self._first: dict[tuple[int, int], bytes] = {}  # first name of an inode that has more
 
     def directory(self, fd: int, path: bytes) -> None:
+        _check_depth(path)
         found = os.fstat(fd)
         self._layer.add(path, self.plain(found, DIRECTORY, _kept(_read_xattrs(fd))))
         for name in _names(fd):
@@ -392,6 +399,7 @@ class _UpperWalk(_Walk):
         self._base = base
 
     def children(self, fd: int, path: bytes, lower: bytes | None, *, whole: bool) -> None:
+        _check_depth(path)
         names = _names(fd)
         for name in names:
             self._child(fd, name, _join(path, name), None if lower is None else lower, whole=whole)

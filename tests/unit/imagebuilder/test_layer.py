@@ -1,0 +1,39 @@
+"""Trees on disk become layers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cext.errors import LimitError
+from imagebuilder.layer import Workshop, layer_from_tree
+from lazyfs.index.layer import open_tree
+from lazyfs.merge import merge
+from registry.image import read_decoded
+from registry.layout import Layout
+
+
+def nested(root: Path, depth: int) -> None:
+    """Directories below each other; made step by step, since a path of them is too long for one call."""
+    fd = os.open(root, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+
+
+def test_a_deep_tree_becomes_a_layer_and_a_deeper_one_is_refused_in_words(tmp_path: Path) -> None:
+    for name, depth in (("deep", 240), ("deeper", 1200)):
+        (tmp_path / name).mkdir()
+        nested(tmp_path / name, depth)
+    layout = Layout.open(tmp_path / "root")
+    with Workshop(layout) as workshop:
+        record = layer_from_tree(workshop, str(tmp_path / "deep"))
+        tree = open_tree(merge([read_decoded(layout, record.index)]))
+        assert tree.lookup(b"/".join([b"d"] * 240)) is not None
+        with pytest.raises(LimitError, match="deeper than"):
+            layer_from_tree(workshop, str(tmp_path / "deeper"))
