@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,14 +28,21 @@ def nested(root: Path, depth: int) -> None:
     os.close(fd)
 
 
-def test_a_deep_tree_becomes_a_layer_and_a_deeper_one_is_refused_in_words(tmp_path: Path) -> None:
+@pytest.fixture
+def deep_path(tmp_path: Path) -> Iterator[Path]:
+    """A place for trees that shutil.rmtree, hence pytest, fails to remove: it calls itself for each level."""
+    yield tmp_path
+    subprocess.run(["rm", "-rf", "--", str(tmp_path)], check=True)
+
+
+def test_a_deep_tree_becomes_a_layer_and_a_deeper_one_is_refused_in_words(deep_path: Path) -> None:
     for name, depth in (("deep", 240), ("deeper", 1200)):
-        (tmp_path / name).mkdir()
-        nested(tmp_path / name, depth)
-    layout = Layout.open(tmp_path / "root")
+        (deep_path / name).mkdir()
+        nested(deep_path / name, depth)
+    layout = Layout.open(deep_path / "root")
     with Workshop(layout) as workshop:
-        record = layer_from_tree(workshop, str(tmp_path / "deep"))
+        record = layer_from_tree(workshop, str(deep_path / "deep"))
         tree = open_tree(merge([read_decoded(layout, record.index)]))
         assert tree.lookup(b"/".join([b"d"] * 240)) is not None
         with pytest.raises(LimitError, match="deeper than"):
-            layer_from_tree(workshop, str(tmp_path / "deeper"))
+            layer_from_tree(workshop, str(deep_path / "deeper"))
