@@ -104,23 +104,22 @@ def find_runtime(wanted: str | None) -> Program:
     raise UnsupportedError(f"{wanted or 'crun'}: not installed", hint="apt-get install crun")
 
 
-def run(file: int, objects: int, image: ImageConfig, options: RunOptions, settings: Settings, *, name: str) -> int:
+def run(metadata: int, objects: int, image: ImageConfig, options: RunOptions, settings: Settings, *, name: str) -> int:
     """Runs a container to its end; what the client has to exit with.
 
-    file, objects: the verified fs.erofs and the object mount, borrowed. name: the image, for messages.
+    metadata, objects: the EROFS mount of the image and the object mount, borrowed. name: the image, for messages.
     """
     arguments(image, options)  # nothing to execute: said before anything is made
     program = find_runtime(settings.runtime)
     with ExitStack() as stack:
         bundle = stack.enter_context(_bundle(settings))
-        metadata = _owned(stack, mount.erofs(file, name=name))
         tree = _overlay(stack, bundle, metadata, objects, settings, name)
         return run_tree(tree, bundle, program, image, options, settings)
 
 
 @contextmanager
 def changes(
-    file: int, objects: int, image: ImageConfig, commands: Sequence[RunOptions], settings: Settings, *, name: str
+    metadata: int, objects: int, image: ImageConfig, commands: Sequence[RunOptions], settings: Settings, *, name: str
 ) -> Iterator[tuple[str, int | None, int]]:
     """Runs containers one after the other on one scratch layer, until one fails.
 
@@ -131,7 +130,6 @@ def changes(
     with ExitStack() as stack:
         kept = stack.enter_context(_bundle(settings))
         os.mkdir(kept.scratch, 0o700)
-        metadata = _owned(stack, mount.erofs(file, name=name))
         directory = _owned(stack, os.open(kept.scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         tree = _overlay_on(stack, directory, metadata, objects, name)
         failed, status = None, 0

@@ -37,6 +37,7 @@ _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
 _SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
 _MOVE_FROM_FD = 0x4
 _UMOUNT_NOFOLLOW = 8
+_EROFS_MAGIC = 0xE0F5E1E2
 
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
 _LOOP_READ_ONLY, _LOOP_AUTOCLEAR = 1, 4
@@ -77,6 +78,11 @@ def erofs(file: int, *, name: str) -> int:
         return _erofs(path, name)
     finally:
         os.close(device)  # the mount keeps the device; autoclear frees it with the mount
+
+
+def is_erofs(fd: int) -> bool:
+    """Whether what is open lies on an EROFS."""
+    return cext.filesystem_of(fd) == _EROFS_MAGIC
 
 
 def _erofs(source: str, name: str) -> int:
@@ -316,14 +322,12 @@ def check_objects(objects: int) -> None:
         raise CorruptError(f"object mount: {os.strerror(error.errno or 0).lower()}") from error
 
 
-def mount_image(file: int, objects: int, target: int, *, name: str) -> None:
-    """Mounts an image read-only on an open directory. All descriptors are borrowed.
+def mount_image(metadata: int, objects: int, target: int, *, name: str) -> None:
+    """Mounts an image, its EROFS mount over the object mount, read-only on an open directory. All are borrowed.
 
     nosuid and nodev: the tree is reachable by every user of the host.
     """
     with ExitStack() as stack:
-        metadata = erofs(file, name=name)
-        stack.callback(os.close, metadata)
         tree = overlay(metadata, objects, name=name, attributes=ATTR_NOSUID | ATTR_NODEV)
         stack.callback(os.close, tree)
         attach(tree, target)

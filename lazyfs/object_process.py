@@ -9,15 +9,18 @@ that its images do not consist of.
 
 Messages are one JSON object in one packet, with descriptors. Of a client:
 
-    attach   label, blobs (number of packs), lease (bool), rows, more; descriptors: tables, [lease], a pack for each row
+    attach   label, blobs (number of packs), lease (bool), metadata, linger, rows, more; descriptors: tables, [lease],
+             a pack for each row
     packs    rows, more; descriptors: a pack for each row. `more` false ends an attach: the answer has the image's
-             number and a descriptor of the object mount
+             number and a descriptor of the object mount, and the shared EROFS mount of `metadata` if there is one
+    share    image; descriptor: an EROFS mount, given to each further attach of the same metadata
     keep     image, device ("major:minor" of a mount that uses it): the image stays until that mount is gone
     detach   image
     statistics
 
 An image that is not kept ends with its client's connection. When there is no image and no client the process ends, and
-with it the mount.
+with it the mount; not before the last image has been gone for as long as its attach said (`linger`, seconds), so that
+the next container on this image finds its pages and inodes in memory.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from __future__ import annotations
 import array  # noqa: F401  socket.recv_fds imports it when it is called: too late behind the change of root
 import fcntl
 import json
+import math
 import os
 import resource
 import select
@@ -46,6 +50,7 @@ MESSAGE_MAX = 64 << 10
 DESCRIPTORS_MAX = 240  # of one message; the kernel takes 253
 READ_AHEAD_KB = 4096
 FIRST_CLIENT_S = 10
+LINGER_MAX_S = 86400.0
 DEADLINE_S = 120.0  # of a parked read
 
 _CLONE = 0x8004E500  # FUSE_DEV_IOC_CLONE
@@ -257,11 +262,21 @@ def _listen(directory: int) -> socket.socket:
 
 @dataclass(slots=True)
 class _Image:
-    """device: of the mount that keeps it, or None. lease: owned, or -1."""
+    """device: of the mount that keeps it, or None. lease: owned, or -1. metadata: names its shared mount, or empty."""
 
     label: str
     lease: int
+    metadata: str
+    linger_s: float
     device: str | None = None
+
+
+@dataclass(slots=True)
+class _Shared:
+    """An EROFS mount. fd: owned. until: monotonic time at which it goes, None while an image uses it."""
+
+    fd: int
+    until: float | None = None
 
 
 @dataclass(slots=True)
@@ -271,6 +286,8 @@ class _Attach:
     label: str
     tables: int
     lease: int
+    metadata: str
+    linger_s: float
     packs: list[int]
 
     def close(self) -> None:
@@ -303,6 +320,8 @@ class Server:
         self._listener = _listen(directory)
         self._clients: dict[int, _Client] = {}
         self._images: dict[int, _Image] = {}
+        self._shared: dict[str, _Shared] = {}
+        self._until = 0.0  # monotonic: before it the process stays although there is nobody to serve
         self._user = os.geteuid()
         secret = os.urandom(32)
         deadline = _deadline()
@@ -325,12 +344,20 @@ class Server:
         poll.register(self._listener.fileno(), select.POLLIN)
         poll.register(self._hangup, select.POLLIN)
         poll.register(self._mounts, select.POLLPRI)
-        waited = self._poll(poll, FIRST_CLIENT_S * 1000)
-        while waited and (self._clients or self._images):
-            waited = self._poll(poll, None)
+        connected = self._poll(poll, FIRST_CLIENT_S * 1000)
+        while connected and (self._clients or self._images or time.monotonic() < self._until):
+            connected = self._poll(poll, self._wait_ms())
+            self._drop_shared()
+
+    def _wait_ms(self) -> int | None:
+        """Until something has to go that nobody asks for; None: there is nothing."""
+        ends = [shared.until for shared in self._shared.values() if shared.until is not None]
+        if not self._clients and not self._images:
+            ends.append(self._until)
+        return max(0, math.ceil((min(ends) - time.monotonic()) * 1000)) if ends else None
 
     def _poll(self, poll: select.poll, timeout: int | None) -> bool:
-        """Handles what is there. Whether to go on."""
+        """Handles what is there. Whether the object mount still is."""
         ready = poll.poll(timeout)
         for fd, _ in ready:
             if fd == self._listener.fileno():
@@ -342,7 +369,7 @@ class Server:
                 self._drop_unmounted()
             elif fd in self._clients:
                 self._serve(poll, self._clients[fd])
-        return bool(ready)
+        return True
 
     def _accept(self, poll: select.poll) -> None:
         sock, _ = self._listener.accept()
@@ -369,7 +396,8 @@ class Server:
         try:
             answer = self._answer(client, json.loads(data), fds)
             if answer is not None and "image" in answer:
-                tree = [self._tree]
+                shared = self._shared.get(self._images[answer["image"]].metadata)
+                tree = [self._tree] if shared is None else [self._tree, shared.fd]
         except Exception as error:  # whatever a message does, it ends at most its own connection
             answer = {"error": str(error) or type(error).__name__}
             if client.attach is not None:
@@ -404,10 +432,15 @@ class Server:
                 raise _Refused("attach: got no tables, or no sensible number of packs")
             tables = fds.pop(0)
             lease = fds.pop(0) if words["lease"] else -1
-            client.attach = _Attach(str(words["label"]), tables, lease, [-1] * int(words["blobs"]))
+            linger_s = min(max(float(words.get("linger", 0)), 0), LINGER_MAX_S)
+            metadata = str(words.get("metadata", ""))
+            packs = [-1] * int(words["blobs"])
+            client.attach = _Attach(str(words["label"]), tables, lease, metadata, linger_s, packs)
             return self._packs(client, words, fds)
         if what == "packs":
             return self._packs(client, words, fds)
+        if what == "share":
+            return self._share(client, int(words["image"]), fds)
         if what == "keep":
             return self._keep(client, int(words["image"]), str(words["device"]))
         if what == "detach":
@@ -421,7 +454,7 @@ class Server:
         if what == "statistics":
             images = [{"image": number, "label": image.label} for number, image in self._images.items()]
             return {"statistics": self._server.statistics(), "images": images, "process": os.getpid()}
-        raise _Refused(f"got {what!r}, want attach, packs, keep, detach or statistics")
+        raise _Refused(f"got {what!r}, want attach, packs, share, keep, detach or statistics")
 
     def _packs(self, client: _Client, words: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
         attach = client.attach
@@ -437,12 +470,22 @@ class Server:
         if words["more"]:
             return None
         number = self._server.add_image(attach.tables, attach.packs, label=attach.label)
-        self._images[number] = _Image(attach.label, attach.lease)
+        self._images[number] = _Image(attach.label, attach.lease, attach.metadata, attach.linger_s)
+        if attach.metadata in self._shared:
+            self._shared[attach.metadata].until = None
         attach.lease = -1
         attach.close()
         client.attach = None
         client.images.add(number)
         return {"image": number}
+
+    def _share(self, client: _Client, number: int, fds: list[int]) -> dict[str, Any]:
+        if number not in client.images or len(fds) != 1:
+            raise _Refused(f"share: got image {number}, which is not this client's, or no mount")
+        metadata = self._images[number].metadata
+        if metadata and metadata not in self._shared:
+            self._shared[metadata] = _Shared(fds.pop())
+        return {}
 
     def _keep(self, client: _Client, number: int, device: str) -> dict[str, Any]:
         if number not in client.images:
@@ -458,6 +501,18 @@ class Server:
         self._server.remove_image(number)
         if image.lease >= 0:
             os.close(image.lease)
+        # A mount that is undone leaves nothing; a container leaves its pages to the next one.
+        until = time.monotonic() + (image.linger_s if image.device is None else 0)
+        self._until = max(self._until, until)
+        shared = self._shared.get(image.metadata)
+        if shared is not None and all(other.metadata != image.metadata for other in self._images.values()):
+            shared.until = until
+
+    def _drop_shared(self) -> None:
+        now = time.monotonic()
+        for metadata, shared in list(self._shared.items()):
+            if shared.until is not None and shared.until <= now:
+                os.close(self._shared.pop(metadata).fd)
 
     def _drop_unmounted(self) -> None:
         devices = self._devices()

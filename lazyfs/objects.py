@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import cext
+from lazyfs import mount
 from lazyfs.errors import ObjectServerError
 
 _TABLES_HEADER = 64
@@ -62,11 +63,22 @@ class Attachment:
     objects: the root of the domain's object mount, owned.
     """
 
-    def __init__(self, sock: socket.socket, number: int, objects: int, lease: Lease) -> None:
+    def __init__(self, sock: socket.socket, number: int, objects: int, metadata: int, lease: Lease) -> None:
         self._sock = sock
         self._lease = lease
+        self._metadata = metadata  # owned, -1 until there is one
         self.number = number
         self.objects = objects
+
+    def metadata(self, file: int, *, name: str) -> int:
+        """The EROFS mount of the image's fs.erofs, borrowed: the one that the server keeps, or one that it keeps now.
+
+        One mount for all containers of an image, so that they share its pages and inodes. file: the verified fs.erofs.
+        """
+        if self._metadata < 0:
+            self._metadata = mount.erofs(file, name=name)
+            _ask(self._sock, {"op": "share", "image": self.number}, [self._metadata])
+        return self._metadata
 
     def keep(self, target: str) -> None:
         """Hands the image and its lease to the server for as long as what is mounted on target stays mounted."""
@@ -82,6 +94,8 @@ class Attachment:
         if self.objects >= 0:
             os.close(self.objects)
             self.objects = -1
+            if self._metadata >= 0:
+                os.close(self._metadata)
             self._sock.close()
 
     def __enter__(self) -> Attachment:
@@ -91,15 +105,26 @@ class Attachment:
         self.close()
 
 
-def attach(image: Servable, *, run_dir: str | os.PathLike[str], root: str | os.PathLike[str]) -> Attachment:
-    """Has the image served by its domain's server. Raises UnsupportedError, ObjectServerError."""
+def attach(
+    image: Servable,
+    *,
+    run_dir: str | os.PathLike[str],
+    root: str | os.PathLike[str],
+    metadata: str = "",
+    linger_s: float = 0,
+) -> Attachment:
+    """Has the image served by its domain's server. Raises UnsupportedError, ObjectServerError.
+
+    metadata: what the mount of fs.erofs is shared under, the hexadecimal digest of its content; empty: not shared.
+    linger_s: how long the server, with its page cache, outlives the attachment.
+    """
     with _domain_directory(run_dir, root, image.domain) as directory:
         for _ in range(_TRIES):
             sock: socket.socket | None = _connection(directory)
             assert sock is not None
             try:
-                number, objects = _hand_over(sock, image)
-                attachment = Attachment(sock, number, objects, image.lease)
+                number, objects, shared = _hand_over(sock, image, metadata, linger_s)
+                attachment = Attachment(sock, number, objects, shared, image.lease)
                 sock = None
                 return attachment
             except _ServerGone:
@@ -205,11 +230,18 @@ def _connect(directory: int) -> socket.socket | None:
 # ---------------------------------------------------------------------- talking
 
 
-def _hand_over(sock: socket.socket, image: Servable) -> tuple[int, int]:
-    """The image's number in the server, and the object mount's root (owned by the caller)."""
+def _hand_over(sock: socket.socket, image: Servable, metadata: str, linger_s: float) -> tuple[int, int, int]:
+    """The image's number in the server, the object mount's root, and the EROFS mount or -1 (owned by the caller)."""
     digests = _pack_names(image.tables)
     first = [image.tables]
-    words: dict[str, Any] = {"op": "attach", "label": image.name, "blobs": len(digests), "lease": image.lease.fd >= 0}
+    words: dict[str, Any] = {
+        "op": "attach",
+        "label": image.name,
+        "blobs": len(digests),
+        "lease": image.lease.fd >= 0,
+        "metadata": metadata,
+        "linger": linger_s,
+    }
     if image.lease.fd >= 0:
         first.append(image.lease.fd)
     answer: dict[str, Any] = {}
@@ -226,11 +258,11 @@ def _hand_over(sock: socket.socket, image: Servable) -> tuple[int, int]:
             for fd in packs:
                 os.close(fd)
         words, first = {"op": "packs"}, []
-    if len(fds) != 1:
+    if not 1 <= len(fds) <= 2 or any(not mount.is_erofs(fd) for fd in fds[1:]):
         for fd in fds:
             os.close(fd)
-        raise ObjectServerError(f"object server: got {len(fds)} descriptors, want one of its mount")
-    return int(answer["image"]), fds[0]
+        raise ObjectServerError(f"object server: got {len(fds)} descriptors, want its mount and perhaps an EROFS mount")
+    return int(answer["image"]), fds[0], fds[1] if len(fds) > 1 else -1
 
 
 def _pack_names(tables: int) -> list[str]:

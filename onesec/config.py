@@ -10,6 +10,7 @@ that ONESEC_CONFIG names), the default. Unknown keys are refused: a setting with
     runtime = "crun"            # program name or path; without it: crun, else runc
     scratch = "disk"            # where what a container writes goes: "disk" (under root) or "memory" (a tmpfs)
     seccomp = "/path.json"      # without it: containers-common's profile, else our own
+    linger = 600                # seconds that the pages of a container stay served after it, for the next one; 0: none
 
     [registry."localhost:5000"]
     plain-http = true
@@ -30,6 +31,7 @@ from cext.errors import UsageError
 DEFAULT_ROOT = "/var/lib/onesec"
 DEFAULT_RUN_DIR = "/run/onesec"
 DEFAULT_FILE = "/etc/onesec/onesec.toml"
+LINGER_S = 600.0
 
 Scratch = Literal["disk", "memory"]
 
@@ -50,6 +52,7 @@ class RunSettings:
     runtime: str | None = None
     scratch: Scratch = "disk"
     seccomp: Path | None = None
+    linger_s: float = LINGER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +115,9 @@ def _run_settings(table: _Table) -> RunSettings:
         table.refuse("scratch", "disk or memory", scratch)
     seccomp = table.text("seccomp")
     runtime = table.text("runtime")
+    linger_s = table.seconds("linger", LINGER_S)
     table.finish()
-    return RunSettings(
-        runtime=runtime, scratch=cast(Scratch, scratch), seccomp=None if seccomp is None else _absolute(seccomp)
-    )
+    return RunSettings(runtime, cast(Scratch, scratch), None if seccomp is None else _absolute(seccomp), linger_s)
 
 
 def _registry_settings(table: _Table) -> RegistrySettings:
@@ -146,6 +148,12 @@ class _Table:
         if not isinstance(value, bool):
             self.refuse(key, "true or false", value)
         return value
+
+    def seconds(self, key: str, default: float) -> float:
+        value = self._values.pop(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 86400:
+            self.refuse(key, "seconds, 0 to 86400", value)
+        return float(value)
 
     def texts(self, key: str) -> tuple[str, ...]:
         value = self._values.pop(key, [])

@@ -30,6 +30,11 @@ class ServedImage:
     def objects(self) -> int:
         return self.attachment.objects
 
+    @property
+    def metadata(self) -> int:
+        """The EROFS mount of the image, borrowed."""
+        return self.attachment.metadata(self.image.erofs, name=self.image.name)
+
     def keep(self, target: str) -> None:
         """A mount outlives this process: the server goes on with the image until what is mounted on target is gone."""
         self.attachment.keep(target)
@@ -38,8 +43,18 @@ class ServedImage:
 @contextmanager
 def served_image(reference: str, config: Config) -> Iterator[ServedImage]:
     """Opens, verifies and attaches an image; detaches at the end unless it was kept."""
-    with (
-        open_image(Layout.open(config.root), Reference.parse(reference)) as image,
-        attach(image, run_dir=config.run_dir, root=config.root) as attachment,
-    ):
+    with open_image(Layout.open(config.root), Reference.parse(reference)) as image, serve(image, config) as served:
+        yield served
+
+
+@contextmanager
+def serve(image: OpenedImage, config: Config) -> Iterator[ServedImage]:
+    """Attaches an image that is open."""
+    with attach(
+        image,
+        run_dir=config.run_dir,
+        root=config.root,
+        metadata=image.metadata_name,
+        linger_s=config.run.linger_s,
+    ) as attachment:
         yield ServedImage(image, attachment)

@@ -11,10 +11,10 @@ from imagebuilder.errors import CommandError
 from imagebuilder.layer import Base
 from imagebuilder.sandbox import Changes, Command
 from lazyfs import container
-from lazyfs.objects import attach
 from lazyfs.probe import probe
 from lazyfs.runtime_config import RunOptions, Volume, image_config
 from onesec.config import Config
+from onesec.images import serve
 from registry.image import open_resolved, read_decoded
 from registry.layout import LOCAL_DOMAIN, Layout, Resolved
 from registry.model import LAYER, PACK, LayerRecord, Manifest
@@ -54,10 +54,10 @@ class LazySandbox:
         resolved = Resolved(str(manifest.digest), manifest, LOCAL_DOMAIN)
         with (
             open_resolved(self.layout, resolved, lease) as image,
-            attach(image, run_dir=self.config.run_dir, root=self.config.root) as attachment,
+            serve(image, self.config) as served,
             container.changes(
-                image.erofs,
-                attachment.objects,
+                served.metadata,
+                served.objects,
                 image_config(image.config),
                 [options(command) for command in commands],
                 self._settings(),

@@ -64,6 +64,11 @@ class OpenedImage:
     def digest(self) -> Digest:
         return self.manifest.digest
 
+    @property
+    def metadata_name(self) -> str:
+        """What images with the same fs.erofs have in common: the digest of its content, hexadecimal."""
+        return self.manifest.only(EROFS).decoded[0].hex()
+
     def close(self) -> None:
         """Closes the descriptors; the lease ends unless it was handed over before."""
         if not self._closed:

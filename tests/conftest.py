@@ -42,6 +42,20 @@ def _state() -> tuple[set[str], set[str], set[str]]:
     return mounts, descriptors, children
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_linger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Commands that tests start leave no server behind for the next one, unless a test asks for it."""
+    path = tmp_path_factory.mktemp("config") / "onesec.toml"
+    path.write_text("[run]\nlinger = 0\n")
+    before = os.environ.get("ONESEC_CONFIG")
+    os.environ["ONESEC_CONFIG"] = str(path)
+    yield
+    if before is None:
+        del os.environ["ONESEC_CONFIG"]
+    else:
+        os.environ["ONESEC_CONFIG"] = before
+
+
 @pytest.fixture(scope="session")
 def real_machine() -> None:
     """For tests of the real kernel and runtime: root and the programs. In CI a machine that lacks them is a failure."""

@@ -23,6 +23,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -202,6 +203,18 @@ static PyObject *device_of(PyObject *module, PyObject *args) {
     return Py_BuildValue("II", found.stx_dev_major, found.stx_dev_minor);
 }
 
+static PyObject *filesystem_of(PyObject *module, PyObject *args) {
+    int fd, result;
+    struct statfs found;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "i", &fd))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    result = fstatfs(fd, &found);
+    Py_END_ALLOW_THREADS;
+    return result < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromUnsignedLong((unsigned long)found.f_type);
+}
+
 static PyObject *set_process_name(PyObject *module, PyObject *args) {
     const char *name;
     (void)module;
@@ -216,6 +229,7 @@ static PyMethodDef functions[] = {
     {"drop_privileges", drop_privileges, METH_VARARGS,
      "drop_privileges(user, proc): for good. proc: descriptor of the proc file system that is this process's root."},
     {"device_of", device_of, METH_VARARGS, "device_of(fd) -> (major, minor): without asking the file system."},
+    {"filesystem_of", filesystem_of, METH_VARARGS, "filesystem_of(fd) -> int: the magic number of statfs(2)."},
     {"set_process_name", set_process_name, METH_VARARGS, "set_process_name(name): at most 15 bytes of it count."},
     {NULL, NULL, 0, NULL},
 };

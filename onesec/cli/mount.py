@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
         records.prune()
         with served_image(arguments.reference, config) as served:
             image = served.image
-            mount.mount_image(image.erofs, served.objects, target, name=image.name)
+            mount.mount_image(served.metadata, served.objects, target, name=image.name)
             record = mount.MountRecord(os.urandom(8).hex(), real, image.name, str(image.digest), image.domain, "kernel")
             try:
                 records.add(record)

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
         image = served.image
         try:
             return container.run(
-                image.erofs, served.objects, image_config(image.config), options, settings, name=image.name
+                served.metadata, served.objects, image_config(image.config), options, settings, name=image.name
             )
         except ContainerError as error:
             if error.status == EXIT_FAILED:

@@ -15,6 +15,7 @@ import cext
 from lazyfs import mount
 from lazyfs.errors import MountError
 from lazyfs.probe import KernelFeatures, probe
+from tests.support.mounts import mount_file
 from tests.support.trees import PlainImage, make_image
 
 
@@ -39,7 +40,7 @@ def opened(image: PlainImage) -> Iterator[tuple[int, int]]:
 def mounted(image: PlainImage, target: Path) -> Iterator[Path]:
     target.mkdir(exist_ok=True)
     with opened(image) as (file, objects), mount.target_directory(str(target)) as (_, fd):
-        mount.mount_image(file, objects, fd, name="test")
+        mount_file(file, objects, fd, name="test")
     try:
         yield target
     finally:
@@ -105,7 +106,7 @@ def test_umount_finds_a_mount_through_a_link(image: PlainImage, tmp_path: Path) 
     (tmp_path / "link").symlink_to(tmp_path / "m")
     (tmp_path / "m").mkdir()
     with opened(image) as (file, objects), mount.target_directory(str(tmp_path / "link")) as (real, fd):
-        mount.mount_image(file, objects, fd, name="test")
+        mount_file(file, objects, fd, name="test")
     assert mount.unmount(str(tmp_path / "link")) == real == str(tmp_path / "m")
 
 
@@ -118,7 +119,7 @@ def test_what_is_no_erofs_is_refused_and_nothing_is_left(image: PlainImage, tmp_
         mount.target_directory(str(tmp_path / "m")) as (_, fd),
         pytest.raises(MountError, match="test:"),
     ):
-        mount.mount_image(file, objects, fd, name="test")
+        mount_file(file, objects, fd, name="test")
 
 
 def test_a_file_on_tmpfs_is_mounted_through_a_loop_device_that_frees_itself(image: PlainImage, tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_each_step_of_a_mount_can_fail_and_leaves_nothing(
         left = tried
         try:
             with opened(image) as (file, objects), mount.target_directory(str(tmp_path / "m")) as (_, fd):
-                mount.mount_image(file, objects, fd, name="test")
+                mount_file(file, objects, fd, name="test")
         except (MountError, OSError):
             assert [row for row in mount.mount_table() if row.target == str(tmp_path / "m")] == []
             continue

@@ -18,9 +18,11 @@ from pathlib import Path
 
 import pytest
 
+import cext
 from cext.errors import UnsupportedError
 from lazyfs import mount, object_process, objects
 from lazyfs.errors import ObjectServerError
+from tests.support.mounts import mount_file
 from tests.support.objects import ObjectSet, make_objects
 from tests.support.trees import make_erofs
 
@@ -312,7 +314,7 @@ def erofs(tmp_path: Path, made: ObjectSet) -> Path:
 def mounted(erofs: Path, attachment: objects.Attachment, target: Path) -> Iterator[Path]:
     target.mkdir()
     with open(erofs, "rb") as file, mount.target_directory(str(target)) as (_, fd):
-        mount.mount_image(file.fileno(), attachment.objects, fd, name="test")
+        mount_file(file.fileno(), attachment.objects, fd, name="test")
     try:
         yield target
     finally:
@@ -355,6 +357,42 @@ def test_a_kept_image_is_served_until_its_mount_is_gone(
             assert (root / "data/large").read_bytes() == CONTENTS["large"]
             assert len(place.processes()) == 2
     eventually(place.is_empty)
+
+
+def test_a_server_outlives_its_client_as_long_as_asked_and_keeps_the_pages(place: Place, made: ObjectSet) -> None:
+    linger_s = 2.0
+    with opened(made) as image:
+        with objects.attach(image, run_dir=place.path, root=place.path, linger_s=linger_s) as first:
+            assert read(first, made, "large") == CONTENTS["large"]
+            before = first.statistics()
+        ended = time.monotonic()
+        with objects.attach(image, run_dir=place.path, root=place.path, linger_s=0.1) as second:
+            assert read(second, made, "large") == CONTENTS["large"]
+            after = second.statistics()
+    assert after["process"] == before["process"]
+    assert after["statistics"]["reads"] == before["statistics"]["reads"] > 0
+    assert place.processes()
+    eventually(place.is_empty)
+    assert time.monotonic() - ended >= linger_s
+
+
+def test_containers_of_one_image_share_its_erofs_mount_and_others_do_not(
+    place: Place, made: ObjectSet, erofs: Path
+) -> None:
+    def device(name: str) -> tuple[int, int]:
+        with (
+            opened(made) as image,
+            objects.attach(image, run_dir=place.path, root=place.path, metadata=name, linger_s=1) as attachment,
+            open(erofs, "rb") as file,
+        ):
+            metadata = attachment.metadata(file.fileno(), name="test")
+            assert attachment.metadata(file.fileno(), name="test") == metadata
+            return cext.device_of(metadata)
+
+    with place.attached(made):
+        one, again, other = device("one"), device("one"), device("other")
+        assert one == again
+        assert one != other
 
 
 def test_a_lease_is_held_by_the_server_until_it_lets_go(place: Place, made: ObjectSet, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import os
 import sys
 
 from cext.errors import OnesecError
-from lazyfs import container
+from lazyfs import container, mount
 from lazyfs.errors import ContainerError
 from lazyfs.runtime_config import image_config
 from onesec.cli import run as command
@@ -26,7 +26,8 @@ def main() -> int:
     arguments = parser.parse_args([*words["options"], "plain", *words["command"]])
     try:
         options = command.parse_options(arguments, dict(os.environ), terminal=False)
-        metadata = os.open(words["image"]["metadata"], os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(words["image"]["metadata"], os.O_RDONLY | os.O_CLOEXEC)
+        metadata = mount.erofs(file, name="plain")
         objects = os.open(words["image"]["objects"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         settings = container.Settings(**words["settings"])
         return container.run(metadata, objects, image_config(words["config"]), options, settings, name="plain")
