@@ -1,5 +1,8 @@
 #include "os_frame.h"
 
+#include <stdbool.h>
+#include <string.h>
+
 #include "os_limits.h"
 
 os_code os_frame_compress(ZSTD_CCtx *zstd, int level, const void *data, size_t size, void *out, size_t capacity,
@@ -15,10 +18,20 @@ os_code os_frame_compress(ZSTD_CCtx *zstd, int level, const void *data, size_t s
     return OS_OK;
 }
 
+/* RFC 8878, 3.1.1: the magic number, and no checksum, dictionary or reserved bit. libzstd would take all of them, and
+ * formats of before its first release. */
+static bool plain_header(const uint8_t *frame, size_t size) {
+    static const uint8_t MAGIC[4] = {0x28, 0xB5, 0x2F, 0xFD};
+    return size > sizeof MAGIC && !memcmp(frame, MAGIC, sizeof MAGIC) && (frame[4] & 0x0F) == 0;
+}
+
 os_code os_frame_decompress(ZSTD_DCtx *zstd, const void *frame, size_t frame_size, void *out, size_t size,
                             os_failure *failure) {
     if (size > OS_FRAME_MAX)
         return os_fail(failure, OS_LIMIT, "frame: got %zu bytes, want at most %u", size, OS_FRAME_MAX);
+    if (!plain_header(frame, frame_size))
+        return os_fail(failure, OS_CORRUPT,
+                       "frame: got another format, a checksum or a dictionary, want a plain zstd frame");
     unsigned long long declared = ZSTD_getFrameContentSize(frame, frame_size);
     if (declared != size)
         return os_fail(failure, OS_CORRUPT, "frame: got content size %llu, want %zu", declared, size);

@@ -14,7 +14,7 @@
 
 os_code os_frame_compress(ZSTD_CCtx *zstd, int level, const void *data, size_t size, void *out, size_t capacity,
                           size_t *length, os_failure *failure);
-/* Exactly size bytes, from exactly one frame that declares that size. */
+/* Exactly size bytes, from exactly one frame that declares that size and has neither checksum nor dictionary. */
 os_code os_frame_decompress(ZSTD_DCtx *zstd, const void *frame, size_t frame_size, void *out, size_t size,
                             os_failure *failure);
 
