@@ -37,8 +37,8 @@ def launch(
     arguments: Sequence[bytes],
     environment: Sequence[bytes],
     *,
-    root: int,
-    target: bytes,
+    mounts: Sequence[tuple[int, bytes]],
+    streams: tuple[int, int, int],
     unmount: Sequence[bytes],
     own_group: bool,
 ) -> int: ...

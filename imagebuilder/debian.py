@@ -31,6 +31,7 @@ _NEEDED = ("ca-certificates", "python3")
 _HOST_APT = re.compile(
     r"Acquire::(https?::.+|Check-Valid-Until|Check-Date|Retries|ForceIPv[46]|AllowInsecureRepositories)"
 )
+_HOST_FILE = re.compile(r'(Acquire::https?::(?:.+::)?(?:CAInfo|SslCert|SslKey|IssuerCert|CrlFile)) "(/.*)";', re.I)
 _EXCLUDED = (
     "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/doc-base/*",
     "/usr/share/lintian/*", "/usr/share/linda/*", "/usr/share/bug/*",
@@ -207,6 +208,49 @@ def find_keyring(release: Release) -> str:
     raise UnsupportedError(
         f"debian_slim: {path}: no keys to check {release.name} with", hint="apt install debian-archive-keyring"
     )
+
+
+def step_files(release: Release, place: str) -> dict[str, bytes]:
+    """For apt in a command that runs on the image: the host's mirrors and keys, and how it reaches them. place: where
+    the files will be; the certificates of the host are there as ca.pem.
+
+    What a command adds in /etc/apt/sources.list.d counts as well; the image's sources.list, which is empty, does not.
+    """
+    options, files = move_files(host_apt_options(), place)
+    netrc = [_read(path) for path in ("/etc/apt/auth.conf", *sorted(glob.glob("/etc/apt/auth.conf.d/*.conf")))]
+    if any(netrc):
+        files["auth.conf"] = "\n".join(netrc).encode()
+        options.append(f'Dir::Etc::netrc "{place}/auth.conf";')
+    keyring = "keyring.gpg"
+    with open(find_keyring(release), "rb") as file:
+        files[keyring] = file.read()
+    files["sources.list"] = sources(release, host_mirrors(), f"{place}/{keyring}").encode()
+    lines = [
+        f'Acquire::https::CAInfo "{place}/ca.pem";',  # first: the host's own word comes after it
+        *options,
+        f'Dir::Etc::sourcelist "{place}/sources.list";',
+        'Acquire::Languages "none";',
+        'APT::Install-Recommends "0";',
+    ]
+    files["apt.conf"] = ("\n".join(lines) + "\n").encode()
+    return files
+
+
+def move_files(options: Iterable[str], place: str) -> tuple[list[str], dict[str, bytes]]:
+    """Options of apt that name files of the host, with copies named instead."""
+    moved: list[str] = []
+    files: dict[str, bytes] = {}
+    for line in options:
+        if line.startswith("Dir::Etc::netrc"):
+            continue
+        if named := _HOST_FILE.fullmatch(line):
+            key, path = named.groups()
+            name = f"host-{len(files)}.pem"
+            with open(path, "rb") as file:
+                files[name] = file.read()
+            line = f'{key} "{place}/{name}";'
+        moved.append(line)
+    return moved, files
 
 
 @contextmanager

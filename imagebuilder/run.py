@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import select
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -37,7 +36,8 @@ from imagebuilder.layer import (
 )
 from imagebuilder.plan import Context, Inputs, Plan, Step, image_config, settings_for
 from imagebuilder.progress import Progress
-from imagebuilder.sandbox import Command, Sandbox
+from imagebuilder.sandbox import HOST_FILES, Command, Sandbox
+from imagebuilder.settle import settle
 from imagebuilder.steps import StepResult, recall
 from imagebuilder.streams import Plain, Source
 from imagebuilder.wheel import Placed, Places, Wheel
@@ -45,6 +45,7 @@ from registry.model import LayerRecord, Manifest, dump_json, parse_json
 
 _PARALLEL = 3  # steps, and downloads of one step
 _WHEEL_CONTEXT = "onesec 2026 wheel layer v1"
+_PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +241,17 @@ class _Execution:
 
     async def _run(self, action: Run, step: Step) -> StepResult:
         secrets = {name: self._world.secrets[name] for name in action.secrets}
-        commands = [Command(("/bin/sh", "-ec", text), step.context, secrets) for text in action.commands]
+        environment = self._world.environment
+        variables = {name: environment[name] for name in _PROXIES if environment.get(name)}
+        files: dict[str, bytes] = {}
+        base = self._plan.steps[0].action
+        if isinstance(base, DebianBase):
+            release = debian.release_for(base.python_version)
+            files = await self._blocking(lambda: debian.step_files(release, HOST_FILES))
+            variables |= {"APT_CONFIG": f"{HOST_FILES}/apt.conf", "DEBIAN_FRONTEND": "noninteractive"}
+        commands = [
+            Command(("/bin/sh", "-ec", text), step.context, secrets, files, variables) for text in action.commands
+        ]
         return StepResult((await self._sandboxed(self._below(step), commands),))
 
     async def _sandboxed(self, below: Sequence[LayerRecord], commands: Sequence[Command]) -> LayerRecord:
@@ -248,11 +259,12 @@ class _Execution:
         if sandbox is None:
             raise UnsupportedError("this image needs commands to run while it is built, which this machine cannot do")
         config = dump_json(image_config(self._results[0].config, Context(), self._inputs.architecture))
+        domain = self._results[0].domain
 
         def work() -> LayerRecord:
             manifest = assemble_image(workshop.layout, below, config)
             began = time.time()
-            with sandbox.run(manifest, commands) as changes:
+            with sandbox.run(manifest, commands, domain=domain) as changes:
                 settle(changes.upper, changes.base, began)
                 return layer_from_overlay_upper(
                     workshop, changes.upper, changes.base, packs=changes.packs, note=self._progress.note
@@ -336,26 +348,3 @@ def _copy(layer: LayerWriter, copy: CopyLocal, step: Step) -> None:
 def _steps(file: Any) -> Iterator[bytes]:
     while data := file.read(1 << 20):
         yield data
-
-
-def settle(upper: str, base: Base, began: float) -> None:
-    """Takes out of an upper directory what depends on when it was made: times after `began` (seconds) become the
-    constant of copies, and the places that mounts of the sandbox left behind are removed.
-    """
-    for place in ("etc/resolv.conf", "etc/hosts", "etc/hostname", "run/onesec-ca.pem"):
-        path = f"{upper}/{place}"
-        with suppress(FileNotFoundError, NotADirectoryError):
-            found = os.lstat(path)
-            if stat.S_ISREG(found.st_mode) and not found.st_size and base.lookup(place.encode()) is None:
-                os.unlink(path)
-    with suppress(FileNotFoundError, NotADirectoryError):
-        for name in os.listdir(f"{upper}/run/secrets"):
-            path = f"{upper}/run/secrets/{name}"
-            if not os.lstat(path).st_size:
-                os.unlink(path)
-        if base.lookup(b"run/secrets") is None:
-            os.rmdir(f"{upper}/run/secrets")
-    for _, directories, files, fd in os.fwalk(upper, topdown=False):
-        for name in (*directories, *files):
-            if os.stat(name, dir_fd=fd, follow_symlinks=False).st_mtime >= began - 1:
-                os.utime(name, (local.TIME, local.TIME), dir_fd=fd, follow_symlinks=False)

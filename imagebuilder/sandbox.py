@@ -11,16 +11,24 @@ from imagebuilder.layer import Base
 from imagebuilder.plan import Context
 from registry.model import Descriptor, Manifest
 
+HOST_FILES = "/run/onesec"
+"""Where a command finds what it needs of the host."""
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """argv in the container. secrets: host path of each id; seen as files under /run/secrets, on tmpfs, never in the
-    layer. context.env is added to the image's own.
+    """argv in the container. context.env is added to the image's own.
+
+    secrets: host path of each id; seen as files under /run/secrets. files: contents, seen under HOST_FILES. Both are
+    copies in memory, in this container alone and never in the layer. variables: of the environment of this command, not
+    of the image.
     """
 
     argv: tuple[str, ...]
     context: Context = field(default_factory=Context)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +41,10 @@ class Changes:
 
 
 class Sandbox(Protocol):
-    def run(self, manifest: Manifest, commands: Sequence[Command]) -> AbstractContextManager[Changes]:
+    def run(self, manifest: Manifest, commands: Sequence[Command], *, domain: str) -> AbstractContextManager[Changes]:
         """Runs commands one after the other on one writable layer over the image, with the host's network and
-        certificates. Blocks. Output goes to stderr. Raises CommandError for the first that fails; whatever happens,
-        nothing stays mounted and no process stays alive when the block ends.
+        certificates. domain: the trust domain of what the image consists of.
+
+        Blocks. Nothing is to be read on stdin; output goes to stderr. Raises CommandError for the first that fails;
+        whatever happens, nothing stays mounted and no process stays alive when the block ends.
         """

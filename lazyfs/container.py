@@ -72,6 +72,9 @@ _FORWARDED = (
     signal.SIGWINCH,
 )
 _INTERRUPTS_BEFORE_KILL = 3
+Streams = tuple[int, int, int]
+"""stdin, stdout and stderr of a container; -1: the client's own."""
+_OURS: Streams = (-1, -1, -1)
 _TIOCSWINSZ = 0x5414
 _PTY_MAJORS = range(136, 144)
 
@@ -121,7 +124,7 @@ def run(metadata: int, objects: int, image: ImageConfig, options: RunOptions, se
 def changes(
     metadata: int, objects: int, image: ImageConfig, commands: Sequence[RunOptions], settings: Settings, *, name: str
 ) -> Iterator[tuple[str, int | None, int]]:
-    """Runs containers one after the other on one scratch layer, until one fails.
+    """Runs containers one after the other on one scratch layer, until one fails. They read nothing and write to stderr.
 
     Gives the layer's upper directory, which lasts as long as the block, the number of the command that failed or None,
     and the last exit status.
@@ -132,10 +135,14 @@ def changes(
         os.mkdir(kept.scratch, 0o700)
         directory = _owned(stack, os.open(kept.scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         tree = _overlay_on(stack, directory, metadata, objects, name)
+        trees = mount.copies(tree, f"{kept.path}/rootfs", len(commands))
+        for copy in trees:
+            _owned(stack, copy)
+        streams = (_owned(stack, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)), 2, 2)
         failed, status = None, 0
-        for number, options in enumerate(commands):
+        for number, (options, copy) in enumerate(zip(commands, trees, strict=True)):
             with _bundle(settings) as bundle:
-                status = run_tree(tree, bundle, program, image, options, settings)
+                status = run_tree(copy, bundle, program, image, options, settings, streams)
             if status:
                 failed = number
                 break
@@ -143,14 +150,23 @@ def changes(
 
 
 def run_tree(
-    tree: int, bundle: Bundle, program: Program, image: ImageConfig, options: RunOptions, settings: Settings
+    tree: int,
+    bundle: Bundle,
+    program: Program,
+    image: ImageConfig,
+    options: RunOptions,
+    settings: Settings,
+    streams: Streams = _OURS,
 ) -> int:
     """Runs a container on a detached, writable root file system."""
     root = Root(tree)
-    root.check_kernel_targets()
-    config = _config(root, bundle, image, options, settings)
-    bundle.write("config.json", json.dumps(config).encode("utf-8", "surrogateescape"))
-    status = _supervise(program, bundle, tree, terminal=options.terminal)
+    with ExitStack() as stack:
+        stack.callback(root.remove_mount_points)
+        root.check_kernel_targets()
+        mounts = [(tree, os.fsencode(f"{bundle.path}/rootfs"))]
+        config = _config(root, bundle, image, options, settings, stack, mounts)
+        bundle.write("config.json", json.dumps(config).encode("utf-8", "surrogateescape"))
+        status = _supervise(program, bundle, mounts, streams, terminal=options.terminal)
     return _explain(bundle.read_log(), status)
 
 
@@ -272,12 +288,25 @@ def _overlay_on(stack: ExitStack, directory: int, metadata: int, objects: int, n
 
 
 def _config(
-    root: Root, bundle: Bundle, image: ImageConfig, options: RunOptions, settings: Settings
+    root: Root,
+    bundle: Bundle,
+    image: ImageConfig,
+    options: RunOptions,
+    settings: Settings,
+    stack: ExitStack,
+    mounts: list[tuple[int, bytes]],
 ) -> dict[str, object]:
+    """The document. mounts: what the runtime's namespace has to have; gets more, owned by the stack."""
     user = options.user if options.user is not None else image.user
     identity = resolve_user(user, root.read(b"/etc/passwd", USER_FILE_MAX), root.read(b"/etc/group", USER_FILE_MAX))
     hostname = os.uname().nodename if options.network == "host" else bundle.id[:12]
     binds = [*_host_files(root, bundle, options, hostname), *_volumes(root, options)]
+    for number, private in enumerate(options.private):
+        place = f"{bundle.path}/private-{number}"
+        os.mkdir(place, 0o700)
+        tree = mount.private(private.files, (identity.uid, identity.gid), name=private.destination)
+        mounts.append((_owned(stack, tree), os.fsencode(place)))
+        binds.append(Bind(place, _destination(root, private.destination, "directory"), read_only=True))
     machine = Machine(
         hostname=hostname,
         root=f"{bundle.path}/rootfs",
@@ -371,7 +400,7 @@ def _destination(root: Root, path: str, kind: Literal["directory", "file"]) -> s
         return os.fsdecode(plain)
     if beneath(plain, KERNEL_TARGETS):
         raise ContainerError(f"volume: destination: got {path}, want one outside /proc, /dev and /sys")
-    real = root.resolve(raw, create=kind)
+    real = root.resolve(raw, create=kind, passing=True)
     if real == b"/" or beneath(real, KERNEL_TARGETS):
         raise ContainerError(
             f"volume: destination: {path} leads to {os.fsdecode(real)}, want one outside /proc, /dev and /sys"
@@ -443,7 +472,9 @@ def _architectures() -> tuple[str, ...]:
 # ---------------------------------------------------------------------- the runtime
 
 
-def _supervise(program: Program, bundle: Bundle, tree: int, *, terminal: bool) -> int:
+def _supervise(
+    program: Program, bundle: Bundle, mounts: Sequence[tuple[int, bytes]], streams: Streams, *, terminal: bool
+) -> int:
     """Starts the runtime, passes signals on, waits. A death by signal is 128 + its number."""
     words = [program.path, "--root", f"{bundle.path}/state", "--log", f"{bundle.path}/log"]
     if program.kind == "crun":
@@ -456,8 +487,8 @@ def _supervise(program: Program, bundle: Bundle, tree: int, *, terminal: bool) -
             os.fsencode(program.path),
             [os.fsencode(word) for word in words],
             [f"PATH={_RUNTIME_PATH}".encode()],
-            root=tree,
-            target=os.fsencode(f"{bundle.path}/rootfs"),
+            mounts=mounts,
+            streams=streams,
             unmount=hybrid,
             own_group=not terminal,
         )

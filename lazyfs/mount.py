@@ -19,7 +19,7 @@ import fcntl
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -27,17 +27,22 @@ from typing import Literal
 import cext
 from cext.errors import CorruptError, UnsupportedError
 from lazyfs.errors import MountError
+from lazyfs.runtime_config import PrivateFile
 
 SOURCE = "onesec"
 """First column of the mount table."""
 
-ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV = 0x1, 0x2, 0x4
+ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
 
 _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
 _SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
 _MOVE_FROM_FD = 0x4
 _UMOUNT_NOFOLLOW = 8
 _EROFS_MAGIC = 0xE0F5E1E2
+_CLONE_NEWNS = 0x20000
+_MS_REC, _MS_SLAVE = 0x4000, 0x80000
+_OPEN_TREE_CLONE = 1
+_PRIVATE_MAX = 32 << 20  # bytes of files that one container alone sees
 
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
 _LOOP_READ_ONLY, _LOOP_AUTOCLEAR = 1, 4
@@ -119,6 +124,65 @@ def memory(name: str) -> int:
         return cext.fsmount(context, _FSMOUNT_CLOEXEC, ATTR_NODEV)
 
 
+def private(files: Iterable[PrivateFile], owner: tuple[int, int], *, name: str) -> int:
+    """A detached tmpfs with files in one directory. Its pages never go to a swap device where the kernel (6.4) can
+    promise that, and end with its last descriptor.
+    """
+    options: list[tuple[str, str | None]] = [("source", SOURCE), ("mode", "0755"), ("size", str(_PRIVATE_MAX))]
+    try:
+        tree = _tmpfs([*options, ("noswap", None)], name)
+    except MountError:
+        tree = _tmpfs(options, name)
+    try:
+        for one in files:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(one.name, flags, 0, dir_fd=tree), "wb") as file:
+                file.write(one.data)
+                os.fchown(file.fileno(), *owner)
+                os.fchmod(file.fileno(), one.mode)
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
+
+
+def _tmpfs(options: Sequence[tuple[str, str | None]], name: str) -> int:
+    with _filesystem("tmpfs") as context:
+        _create(context, name, options)
+        return cext.fsmount(context, _FSMOUNT_CLOEXEC, ATTR_NODEV | ATTR_NOSUID | ATTR_NOEXEC)
+
+
+def copies(tree: int, directory: str, count: int) -> list[int]:
+    """Detached mounts of what the detached mount tree shows; its descriptor stays good for paths, not for attaching.
+
+    A mount is attached once, and it cannot be cloned where it is attached to nothing (before 6.15). So it is attached
+    to directory in a mount namespace that lasts as long as a thread.
+    """
+    import threading  # builds alone pay for it
+
+    made: list[int] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            cext.unshare(_CLONE_NEWNS)  # of this thread alone
+            cext.mount(None, "/", None, _MS_REC | _MS_SLAVE, None)
+            cext.move_mount(tree, "", -100, directory, _MOVE_FROM_FD)
+            for _ in range(count):
+                made.append(cext.open_tree(-100, directory, _OPEN_TREE_CLONE | os.O_CLOEXEC))
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if failure:
+        for fd in made:
+            os.close(fd)
+        raise failure[0]
+    return made
+
+
 def attach(tree: int, target: int) -> None:
     """Makes a detached mount appear on an open directory."""
     cext.move_mount(tree, "", target, "", _MOVE_FROM_FD | 0x40)
@@ -146,7 +210,7 @@ def _filesystem(kind: str) -> Iterator[int]:
 _OPTION = {"erofs": "EROFS_FS", "overlay": "OVERLAY_FS", "tmpfs": "TMPFS", "fuse": "FUSE_FS"}
 
 
-def _create(context: int, what: str, options: list[tuple[str, str | None]]) -> None:
+def _create(context: int, what: str, options: Sequence[tuple[str, str | None]]) -> None:
     try:
         for key, value in options:
             cext.fsconfig(context, _SET_FLAG if value is None else _SET_STRING, key, value, 0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Literal
 
 from lazyfs.errors import ContainerError
@@ -29,6 +29,7 @@ class Root:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._made: list[bytes] = []  # mount points that were not there, parents first
 
     def check_kernel_targets(self) -> None:
         """/proc, /dev and /sys become real directories, or an error (CVE-2025-31133, CVE-2025-52565 and relatives)."""
@@ -38,6 +39,7 @@ class Root:
                 kind = os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mode
             except FileNotFoundError:
                 os.mkdir(name, 0o755, dir_fd=self._fd)
+                self._made.append(path)
                 continue
             if not stat.S_ISDIR(kind):
                 raise ContainerError(
@@ -65,13 +67,14 @@ class Root:
                 raise ContainerError(f"{_show(path)} in the image: got over {limit} bytes, want at most {limit}")
             return data
 
-    def resolve(self, path: bytes, *, create: Create | None = None) -> bytes:
+    def resolve(self, path: bytes, *, create: Create | None = None, passing: bool = False) -> bytes:
         """The real path of path. What is missing of it is created (directories 0755, a file 0644) or FileNotFoundError.
+        passing: what is created goes again with `remove_mount_points`.
 
         Raises ContainerError for what is there and of another kind than create says.
         """
         with ExitStack() as stack:
-            real, fd = self._walk(path, create, stack)
+            real, fd = self._walk(path, create, stack, self._made if passing else None)
             if create is not None:
                 mode = os.fstat(fd).st_mode
                 wanted = stat.S_ISDIR(mode) if create == "directory" else not stat.S_ISDIR(mode)
@@ -80,13 +83,27 @@ class Root:
                     raise ContainerError(f"{_show(path)} in the image: got {_kind(mode)}, want {want}")
             return real
 
+    def remove_mount_points(self) -> None:
+        """Removes what was created in passing, as far as it is empty still: to be called when nobody mounts there."""
+        while self._made:
+            head, _, name = self._made.pop().rpartition(b"/")
+            with ExitStack() as stack, suppress(OSError):
+                _, parent = self._walk(head, None, stack)
+                found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                if stat.S_ISDIR(found.st_mode):
+                    os.rmdir(name, dir_fd=parent)
+                elif stat.S_ISREG(found.st_mode) and not found.st_size:
+                    os.unlink(name, dir_fd=parent)
+
     def look(self, path: bytes) -> tuple[bytes, int]:
         """The real path of what is there and its mode. Raises FileNotFoundError, NotADirectoryError."""
         with ExitStack() as stack:
             real, fd = self._walk(path, None, stack)
             return real, os.fstat(fd).st_mode
 
-    def _walk(self, path: bytes, create: Create | None, stack: ExitStack) -> tuple[bytes, int]:
+    def _walk(
+        self, path: bytes, create: Create | None, stack: ExitStack, made: list[bytes] | None = None
+    ) -> tuple[bytes, int]:
         if len(path) > PATH_MAX or b"\0" in path:
             raise ContainerError(f"{_show(path[:60])}…: got {len(path)} bytes, want a path of at most {PATH_MAX}")
         pending = _components(path)
@@ -102,7 +119,9 @@ class Root:
                 continue
             if len(names) >= DEPTH_MAX:
                 raise ContainerError(f"{_show(path)} in the image: got over {DEPTH_MAX} levels")
-            fd = self._step(fds[-1], name, create if not pending else "directory", create is not None)
+            fd, new = self._step(fds[-1], name, create if not pending else "directory", create is not None)
+            if new and made is not None:
+                made.append(b"/" + b"/".join((*names, name)))
             stack.callback(os.close, fd)
             mode = os.fstat(fd).st_mode
             if stat.S_ISLNK(mode):
@@ -123,9 +142,9 @@ class Root:
         return b"/" + b"/".join(names), fds[-1]
 
     @staticmethod
-    def _step(parent: int, name: bytes, create: Create | None, may_create: bool) -> int:
+    def _step(parent: int, name: bytes, create: Create | None, may_create: bool) -> tuple[int, bool]:
         try:
-            return os.open(name, _OPEN, dir_fd=parent)
+            return os.open(name, _OPEN, dir_fd=parent), False
         except FileNotFoundError:
             if not may_create:
                 raise
@@ -134,7 +153,7 @@ class Root:
         else:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             os.close(os.open(name, flags, 0o644, dir_fd=parent))
-        return os.open(name, _OPEN, dir_fd=parent)
+        return os.open(name, _OPEN, dir_fd=parent), True
 
 
 def beneath(path: bytes, parents: Iterable[bytes]) -> bool:

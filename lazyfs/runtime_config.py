@@ -8,7 +8,7 @@ mounts or capabilities (CVE-2024-3154 and its relatives).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from cext.errors import CorruptError
@@ -86,6 +86,23 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
+class PrivateFile:
+    """A file that exists in memory, for one container. name: without a slash."""
+
+    name: str
+    data: bytes = field(repr=False)
+    mode: int = 0o400
+
+
+@dataclass(frozen=True, slots=True)
+class Private:
+    """A directory of such files, read-only. Nothing of it is ever in a layer, not even where it was mounted."""
+
+    destination: str
+    files: tuple[PrivateFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RunOptions:
     """The words of ``run``."""
 
@@ -96,6 +113,7 @@ class RunOptions:
     user: str | None = None
     network: Network = "host"
     terminal: bool = False
+    private: tuple[Private, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,21 +7,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from cext.errors import UsageError
 from imagebuilder.errors import CommandError
 from imagebuilder.layer import Base
-from imagebuilder.sandbox import Changes, Command
+from imagebuilder.sandbox import HOST_FILES, Changes, Command
 from lazyfs import container
 from lazyfs.probe import probe
-from lazyfs.runtime_config import RunOptions, Volume, image_config
+from lazyfs.runtime_config import Private, PrivateFile, RunOptions, image_config
 from onesec.config import Config
 from onesec.images import serve
 from registry.image import open_resolved, read_decoded
-from registry.layout import LOCAL_DOMAIN, Layout, Resolved
+from registry.layout import Layout, Resolved
 from registry.model import LAYER, PACK, LayerRecord, Manifest
 
+CA_FILE = "ca.pem"
 _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
-_CA_PLACE = "/run/onesec-ca.pem"
 _SECRETS = "/run/secrets"
+_CA_MAX = 8 << 20
+SECRET_MAX = 1 << 20
+"""Bytes of one secret."""
 
 
 def open_tree(layout: Layout) -> Callable[[Sequence[LayerRecord]], Base]:
@@ -44,14 +48,14 @@ class LazySandbox:
     layout: Layout
 
     @contextmanager
-    def run(self, manifest: Manifest, commands: Sequence[Command]) -> Iterator[Changes]:
+    def run(self, manifest: Manifest, commands: Sequence[Command], *, domain: str) -> Iterator[Changes]:
         from lazyfs.index.layer import open_tree as tree
         from lazyfs.merge import merge
 
         probe().require()
         layers = [read_decoded(self.layout, blob) for blob in manifest.each(LAYER)]
         lease = self.layout.lease(manifest.digest)
-        resolved = Resolved(str(manifest.digest), manifest, LOCAL_DOMAIN)
+        resolved = Resolved(str(manifest.digest), manifest, domain)
         with (
             open_resolved(self.layout, resolved, lease) as image,
             serve(image, self.config) as served,
@@ -80,21 +84,40 @@ class LazySandbox:
 
 
 def options(command: Command) -> RunOptions:
-    """Certificates and secrets are bound read-only from the host: they are files of the mount, never of the layer."""
-    volumes = [Volume(path, f"{_SECRETS}/{name}", True) for name, path in sorted(command.secrets.items())]
-    variables = list(command.context.env)
+    """Certificates and secrets are copies in memory that one container sees: never files of the layer."""
+    files = [PrivateFile(name, data, 0o444) for name, data in sorted(command.files.items())]
+    variables = [*command.variables.items(), *command.context.env]
     bundle = os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt")
     if os.path.isfile(bundle):
-        volumes.append(Volume(os.path.realpath(bundle), _CA_PLACE, True))
-        variables = [*((name, _CA_PLACE) for name in _CA_VARIABLES), *variables]
+        files.append(PrivateFile(CA_FILE, read_file(bundle, _CA_MAX, "certificates"), 0o444))
+        variables = [*((name, f"{HOST_FILES}/{CA_FILE}") for name in _CA_VARIABLES), *variables]
+    private = [Private(HOST_FILES, tuple(files))] if files else []
+    if command.secrets:
+        secrets = (
+            PrivateFile(name, read_file(path, SECRET_MAX, f"secret {name}"))
+            for name, path in sorted(command.secrets.items())
+        )
+        private.append(Private(_SECRETS, tuple(secrets)))
     return RunOptions(
         command=command.argv,
         environment=tuple(variables),
-        volumes=tuple(volumes),
+        private=tuple(private),
         working_directory=command.context.workdir,
         user=command.context.user,
         network="host",
     )
+
+
+def read_file(path: str, limit: int, what: str) -> bytes:
+    """A file of the user's, followed wherever it leads. Raises UsageError."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise UsageError(f"{what}: {path}: {os.strerror(error.errno or 0).lower()}") from error
+    if len(data) > limit:
+        raise UsageError(f"{what}: {path}: got over {limit} bytes, want at most {limit}")
+    return data
 
 
 def sandbox(config: Config, layout: Layout) -> LazySandbox:

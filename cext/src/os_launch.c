@@ -19,11 +19,22 @@
 #define OS_MOVE_MOUNT_F_EMPTY_PATH 0x4u
 
 /* What the child was doing when it failed; goes through the pipe with its errno. */
-enum step { STEP_PARENT, STEP_GROUP, STEP_NAMESPACE, STEP_ROOT, STEP_PROC, STEP_UNMOUNT, STEP_SIGNALS, STEP_EXECUTE };
+enum step {
+    STEP_PARENT,
+    STEP_STREAMS,
+    STEP_GROUP,
+    STEP_NAMESPACE,
+    STEP_ROOT,
+    STEP_PROC,
+    STEP_UNMOUNT,
+    STEP_SIGNALS,
+    STEP_EXECUTE
+};
 
 static const char *const STEP_NAMES[] = {
-    "watch the parent", "make a process group",       "make the mounts private", "attach the root",
-    "mount /proc",      "unmount a host file system", "reset signals",           "execute",
+    "watch the parent",           "have its streams",  "make a process group",
+    "make the mounts private",    "attach its mounts", "mount /proc",
+    "unmount a host file system", "reset signals",     "execute",
 };
 
 typedef struct report {
@@ -46,14 +57,18 @@ static _Noreturn void child(const os_launch *launch, const int alive[2], int pip
     struct pollfd watch = {.fd = alive[0], .events = POLLIN};
     if (poll(&watch, 1, 0) != 0)
         _exit(125);
+    for (int fd = 0; fd < 3; fd++)
+        if (launch->streams[fd] >= 0 && dup2(launch->streams[fd], fd) < 0)
+            child_fail(pipe_fd, STEP_STREAMS);
     if (launch->own_group && setpgid(0, 0) != 0)
         child_fail(pipe_fd, STEP_GROUP);
     /* Slave, not private: what the host unmounts later does not stay busy because of us. */
     if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) != 0)
         child_fail(pipe_fd, STEP_NAMESPACE);
-    if (launch->root >= 0 &&
-        syscall(SYS_move_mount, launch->root, "", AT_FDCWD, launch->target, OS_MOVE_MOUNT_F_EMPTY_PATH) != 0)
-        child_fail(pipe_fd, STEP_ROOT);
+    for (size_t at = 0; at < launch->mount_count; at++)
+        if (syscall(SYS_move_mount, launch->mounts[at].tree, "", AT_FDCWD, launch->mounts[at].target,
+                    OS_MOVE_MOUNT_F_EMPTY_PATH) != 0)
+            child_fail(pipe_fd, STEP_ROOT);
     if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) != 0)
         child_fail(pipe_fd, STEP_PROC);
     for (const char *const *path = launch->unmount; *path != NULL; path++)

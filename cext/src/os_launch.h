@@ -11,12 +11,18 @@
 
 #include "os_result.h"
 
+typedef struct os_launch_mount {
+    int tree;           /* borrowed: a detached mount */
+    const char *target; /* borrowed: directory that it is attached to in the new namespace */
+} os_launch_mount;
+
 typedef struct os_launch {
-    const char *program;        /* borrowed: absolute path */
-    char *const *arguments;     /* borrowed: NULL-terminated */
-    char *const *environment;   /* borrowed: NULL-terminated */
-    int root;                   /* borrowed: a detached mount, or -1 */
-    const char *target;         /* borrowed: directory that root is attached to in the new namespace */
+    const char *program;           /* borrowed: absolute path */
+    char *const *arguments;        /* borrowed: NULL-terminated */
+    char *const *environment;      /* borrowed: NULL-terminated */
+    const os_launch_mount *mounts; /* borrowed: in the order in which they are attached */
+    size_t mount_count;
+    int streams[3];             /* borrowed: stdin, stdout, stderr of the program; -1: the caller's own */
     const char *const *unmount; /* borrowed: NULL-terminated; detached in the new namespace, missing ones are fine */
     int own_group;              /* into a process group of its own: the terminal's signals go to the client alone */
 } os_launch;

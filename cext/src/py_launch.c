@@ -39,25 +39,63 @@ failed:
     return -1;
 }
 
+typedef struct mounts {
+    PyObject *fast;         /* owned: the sequence that keeps the targets alive */
+    os_launch_mount *items; /* owned: into fast */
+    size_t count;
+} mounts;
+
+static void mounts_clear(mounts *list) {
+    PyMem_Free(list->items);
+    Py_CLEAR(list->fast);
+}
+
+/* A sequence of (descriptor, bytes). Returns 0, or -1 with an exception. */
+static int mounts_read(PyObject *object, mounts *list) {
+    list->fast = PySequence_Tuple(object);
+    if (list->fast == NULL)
+        return -1;
+    list->count = (size_t)PyTuple_GET_SIZE(list->fast);
+    list->items = PyMem_Calloc(list->count + 1, sizeof *list->items);
+    if (list->items == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (size_t at = 0; at < list->count; at++) {
+        PyObject *item = PyTuple_GET_ITEM(list->fast, (Py_ssize_t)at);
+        if (!PyTuple_Check(item)) {
+            PyErr_SetString(PyExc_TypeError, "mounts: want a sequence of (descriptor, bytes)");
+            return -1;
+        }
+        if (!PyArg_ParseTuple(item, "iy;mounts: want a sequence of (descriptor, bytes)", &list->items[at].tree,
+                              &list->items[at].target))
+            return -1;
+    }
+    return 0;
+}
+
 static PyObject *launch(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"program", "arguments", "environment", "root", "target", "unmount", "own_group", NULL};
+    static char *names[] = {"program", "arguments", "environment", "mounts", "streams", "unmount", "own_group", NULL};
     (void)module;
-    const char *program, *target;
-    PyObject *arguments, *environment, *unmount;
+    const char *program;
+    PyObject *arguments, *environment, *mounted, *unmount;
     os_launch request = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "yOO$iyOp", names, &program, &arguments, &environment, &request.root,
-                                     &target, &unmount, &request.own_group))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "yOO$O(iii)Op", names, &program, &arguments, &environment, &mounted,
+                                     &request.streams[0], &request.streams[1], &request.streams[2], &unmount,
+                                     &request.own_group))
         return NULL;
-    words argv = {0}, envp = {0}, mounts = {0};
+    words argv = {0}, envp = {0}, unmounted = {0};
+    mounts attached = {0};
     PyObject *result = NULL;
     if (words_read(arguments, &argv, "arguments") < 0 || words_read(environment, &envp, "environment") < 0 ||
-        words_read(unmount, &mounts, "unmount") < 0)
+        words_read(unmount, &unmounted, "unmount") < 0 || mounts_read(mounted, &attached) < 0)
         goto done;
     request.program = program;
-    request.target = target;
+    request.mounts = attached.items;
+    request.mount_count = attached.count;
     request.arguments = (char *const *)argv.items;
     request.environment = (char *const *)envp.items;
-    request.unmount = mounts.items;
+    request.unmount = unmounted.items;
     pid_t pid = -1;
     os_failure failure;
     os_code code;
@@ -68,11 +106,12 @@ static PyObject *launch(PyObject *module, PyObject *args, PyObject *kwargs) {
 done:
     words_clear(&argv);
     words_clear(&envp);
-    words_clear(&mounts);
+    words_clear(&unmounted);
+    mounts_clear(&attached);
     return result;
 }
 
-PyDoc_STRVAR(launch_doc, "launch(program, arguments, environment, *, root, target, unmount, own_group) -> int\n\n"
+PyDoc_STRVAR(launch_doc, "launch(program, arguments, environment, *, mounts, streams, unmount, own_group) -> int\n\n"
                          "Start a program as pid 1 of new pid and mount namespaces; it dies with this thread.");
 
 static PyMethodDef functions[] = {
