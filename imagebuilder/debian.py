@@ -230,7 +230,6 @@ def step_files(release: Release, place: str) -> dict[str, bytes]:
         *options,
         f'Dir::Etc::sourcelist "{place}/sources.list";',
         'Acquire::Languages "none";',
-        'APT::Install-Recommends "0";',
     ]
     files["apt.conf"] = ("\n".join(lines) + "\n").encode()
     return files

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import NoReturn
 
 from cext import blake3
 from cext.errors import UsageError
@@ -22,16 +23,18 @@ from imagebuilder.plan import Inputs, settings_for
 TIME = 315532800  # 1980-01-01: older than any tool minds, the same everywhere
 _TREE_CONTEXT = "onesec 2026 copied tree v1"
 _STEP = 1 << 20
+_DEPTH = 250  # directories below each other, as in layers; each costs two descriptors
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """path: from the copied root, b"" for the root itself. host: where it is. target: of a symlink."""
+    """path: from the copied root, b"" for the root itself. fd: of a file, borrowed until the walk goes on, else -1.
+    target: of a symlink.
+    """
 
     path: bytes
-    host: bytes
     mode: int
-    size: int
+    fd: int = -1
     target: bytes = b""
 
     @property
@@ -44,31 +47,77 @@ class Found:
             return 0o777
         return 0o755 if stat.S_ISDIR(self.mode) or self.mode & 0o111 else 0o644
 
+    def pieces(self) -> Iterator[bytes]:
+        """A file's content in pieces of one MiB, the last one shorter."""
+        offset = 0
+        while data := os.pread(self.fd, _STEP, offset):
+            while len(data) < _STEP and (more := os.pread(self.fd, _STEP - len(data), offset + len(data))):
+                data += more
+            offset += len(data)
+            yield data
+
 
 def walk(copy: CopyLocal, where: CallSite) -> Iterator[Found]:
     """Everything that the copy takes, parents first, each directory in bytewise order."""
     try:
         # the one link that is followed is the one the user named
-        root = os.stat(copy.source)
+        top = os.open(copy.source, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(f"{where}: copy_local: {copy.source}: {os.strerror(error.errno or 0).lower()}") from error
-    yield from _walk(os.fsencode(copy.source), b"", root, copy, where)
+    try:
+        yield from _Walk(copy, where).anything(top, b"", os.fstat(top))
+    finally:
+        os.close(top)
 
 
-def _walk(host: bytes, path: bytes, info: os.stat_result, copy: CopyLocal, where: CallSite) -> Iterator[Found]:
-    if stat.S_ISLNK(info.st_mode):
-        target = os.readlink(host)
-        yield Found(path, host, info.st_mode, len(target), target)
-    elif stat.S_ISREG(info.st_mode):
-        yield Found(path, host, info.st_mode, info.st_size)
-    elif stat.S_ISDIR(info.st_mode):
-        yield Found(path, host, info.st_mode, 0)
-        for name in sorted(os.listdir(host)):
+class _Walk:
+    """A name is looked at by an O_PATH descriptor, and what is read is that descriptor's: swapping it in between, or a
+    directory on the way to it, changes nothing.
+    """
+
+    def __init__(self, copy: CopyLocal, where: CallSite) -> None:
+        self._copy = copy
+        self._where = where
+
+    def anything(self, seen: int, path: bytes, found: os.stat_result) -> Iterator[Found]:
+        mode = found.st_mode
+        if stat.S_ISLNK(mode):
+            yield Found(path, mode, target=os.readlink(b"", dir_fd=seen))
+        elif stat.S_ISREG(mode):
+            fd = os.open(f"/proc/self/fd/{seen}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                yield Found(path, mode, fd)
+            finally:
+                os.close(fd)
+        elif stat.S_ISDIR(mode):
+            yield Found(path, mode)
+            fd = os.open(f"/proc/self/fd/{seen}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                yield from self._directory(fd, path)
+            finally:
+                os.close(fd)
+        else:
+            self._refuse(path, "want a file, directory or symlink")
+
+    def _directory(self, fd: int, path: bytes) -> Iterator[Found]:
+        if path.count(b"/") >= _DEPTH:
+            self._refuse(path[:60], f"directories deeper than {_DEPTH}")
+        for name in sorted(os.fsencode(name) for name in os.listdir(fd)):
             below = path + b"/" + name if path else name
-            if not _ignored(below, copy.ignore):
-                yield from _walk(host + b"/" + name, below, os.lstat(host + b"/" + name), copy, where)
-    else:
-        raise UsageError(f"{where}: copy_local: {os.fsdecode(host)}: want a file, directory or symlink")
+            if _ignored(below, self._copy.ignore):
+                continue
+            try:
+                seen = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            except FileNotFoundError:
+                self._refuse(below, "gone while it was read")
+            try:
+                yield from self.anything(seen, below, os.fstat(seen))
+            finally:
+                os.close(seen)
+
+    def _refuse(self, path: bytes, why: str) -> NoReturn:
+        place = os.path.join(self._copy.source, os.fsdecode(path)) if path else self._copy.source
+        raise UsageError(f"{self._where}: copy_local: {place}: {why}")
 
 
 def _ignored(path: bytes, patterns: tuple[str, ...]) -> bool:
@@ -77,28 +126,44 @@ def _ignored(path: bytes, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(text, pattern.rstrip("/")) or fnmatchcase(name, pattern.rstrip("/")) for pattern in patterns)
 
 
-def tree_digest(copy: CopyLocal, where: CallSite) -> bytes:
-    """Of all that would reach the layer, and of nothing else."""
-    parts = []
-    for found in walk(copy, where):
-        if found.kind == "file":
-            size, content = _content_digest(found.host)
-        else:
-            size, content = len(found.target), found.target
-        head = b"%s %o %d %d %d\0" % (found.kind.encode(), found.permissions, len(found.path), size, len(content))
-        parts.append(head + found.path + content)
-    return blake3(b"".join(parts), context=_TREE_CONTEXT)
+class TreeDigest:
+    """The hash of a copied tree, of what a walk gave, in its order."""
 
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
 
-def _content_digest(path: bytes) -> tuple[int, bytes]:
-    """Size, and the hash of the hashes of each MiB: memory stays flat."""
-    steps = []
-    size = 0
-    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as file:
-        while data := file.read(_STEP):
+    def add(self, found: Found) -> None:
+        """What is no file."""
+        self._add(found, len(found.target), found.target)
+
+    def reading(self, found: Found) -> Iterator[bytes]:
+        """The content of a file; what goes through here is what counts."""
+        steps = []
+        size = 0
+        for data in found.pieces():
             size += len(data)
             steps.append(blake3(data))
-    return size, blake3(b"".join(steps))
+            yield data
+        self._add(found, size, blake3(b"".join(steps)))
+
+    def _add(self, found: Found, size: int, content: bytes) -> None:
+        head = b"%s %o %d %d %d\0" % (found.kind.encode(), found.permissions, len(found.path), size, len(content))
+        self._parts.append(head + found.path + content)
+
+    def digest(self) -> bytes:
+        return blake3(b"".join(self._parts), context=_TREE_CONTEXT)
+
+
+def tree_digest(copy: CopyLocal, where: CallSite) -> bytes:
+    """Of all that would reach the layer, and of nothing else."""
+    tree = TreeDigest()
+    for found in walk(copy, where):
+        if found.kind == "file":
+            for _ in tree.reading(found):
+                pass
+        else:
+            tree.add(found)
+    return tree.digest()
 
 
 def read_text(path: str, where: CallSite) -> str:

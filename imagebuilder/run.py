@@ -21,7 +21,7 @@ import trio
 from cext import blake3
 from cext.errors import UnsupportedError, UsageError
 from imagebuilder import debian, fetch, importer, local, python, solve
-from imagebuilder.image import CopyLocal, DebianBase, OciBase, PipInstall, Run
+from imagebuilder.image import CallSite, CopyLocal, DebianBase, OciBase, PipInstall, Run
 from imagebuilder.layer import (
     DIRECTORY,
     FILE,
@@ -124,7 +124,9 @@ class _Execution:
             case DebianBase() as base:
                 return await self._debian(base)
             case CopyLocal() as copy:
-                return StepResult((await self._layer(lambda layer: _copy(layer, copy, step)),))
+                return StepResult(
+                    (await self._layer(lambda layer: _copy(layer, copy, step.where, self._inputs.trees[copy])),)
+                )
             case PipInstall() as install:
                 return await self._pip(install, step)
             case Run() as commands:
@@ -324,27 +326,25 @@ def _place(layer: LayerWriter, wheel: Wheel, placed: Sequence[Placed], progress:
             layer.add(file.path.encode(), made, wheel.read(file.content))
 
 
-def _copy(layer: LayerWriter, copy: CopyLocal, step: Step) -> None:
-    rows = list(local.walk(copy, step.where))
+def _copy(layer: LayerWriter, copy: CopyLocal, where: CallSite, planned: bytes) -> None:
+    """planned: the digest that the step's key has. What was read has to be what was hashed."""
+    read = local.TreeDigest()
     target = copy.target.strip("/")
-    if rows[0].kind == "file" and copy.target.endswith("/"):
-        target = "/".join(filter(None, (target, os.path.basename(copy.source))))
-    root = os.fsencode(target)
-    for found in rows:
-        path = b"/".join(filter(None, (root, found.path)))
+    for found in local.walk(copy, where):
+        if not found.path and found.kind == "file" and copy.target.endswith("/"):
+            target = "/".join(filter(None, (target, os.path.basename(copy.source))))
+        path = b"/".join(filter(None, (os.fsencode(target), found.path)))
+        if found.kind == "file":
+            made = entry(FILE, mode=found.permissions, mtime=(local.TIME, 0))
+            layer.add(path, made, read.reading(found))
+            continue
+        read.add(found)
         if found.kind == "directory":
             # the place it is copied to may exist below; what is inside it is ours
             flags = 0 if found.path else IMPLICIT
             layer.add(path, entry(DIRECTORY, mode=0o755, mtime=(0 if flags else local.TIME, 0), flags=flags))
-        elif found.kind == "symlink":
+        else:
             made = entry(SYMLINK, mode=0o777, mtime=(local.TIME, 0), target=found.target, size=len(found.target))
             layer.add(path, made)
-        else:
-            fd = os.open(found.host, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            with open(fd, "rb", buffering=0) as file:
-                layer.add(path, entry(FILE, mode=found.permissions, mtime=(local.TIME, 0)), _steps(file))
-
-
-def _steps(file: Any) -> Iterator[bytes]:
-    while data := file.read(1 << 20):
-        yield data
+    if read.digest() != planned:
+        raise UsageError(f"{where}: copy_local: {copy.source}: changed while the image was built", hint="build again")
