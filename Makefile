@@ -3,16 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SECONDS ?= 10
+PLACE ?= /var/tmp/onesec-bench
 NEEDS := gcc clang make pkg-config python3-dev python3-venv librust-blake3-dev libzstd-dev liblmdb-dev \
 	libfuse3-dev libseccomp-dev fuse3 erofs-utils crun runc skopeo umoci mmdebstrap golang-github-containers-common casync \
-	fio zstd attr
+	fio zstd attr time
 SANITIZED := tests/unit/cext tests/property tests/interop/test_run.py tests/fuse/test_mount.py \
 	tests/fuse/test_object_server.py tests/fuse/test_objects.py
 
-.PHONY: help setup test lint types sanitize fuzz demo clean
+.PHONY: help setup test lint types sanitize fuzz demo bench bench-micro clean
 
 help: ## list the verbs
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .make/apt .make/venv ## install what is missing, make .venv, build the C parts
 
@@ -61,6 +62,13 @@ fuzz: setup ## fuzz every decoder for SECONDS each
 
 demo: setup ## build a torch image, start it from an empty page cache, say where the time went
 	$(BIN)/python -m benchmarks.demo
+
+bench: setup ## measure against the peers: every scenario, JSON and a report in benchmarks/results (an hour, 40 GB)
+	$(BIN)/python -m onesec bench --place $(PLACE) --results benchmarks/results
+
+bench-micro: setup ## measure the kernels: pytest-benchmark, JSON in benchmarks/results
+	$(BIN)/python -m pytest benchmarks/micro -o python_files='bench_*.py' -o python_functions='bench_*' \
+		--benchmark-json=benchmarks/results/micro.json
 
 clean: ## remove what was built
 	rm -rf .make $(VENV) build dist *.egg-info cext/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

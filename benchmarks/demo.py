@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.macro.harness import drop_page_cache
+from benchmarks.macro.cold import drop
 
 CHECKOUT = Path(__file__).parents[1]
 PLACE = CHECKOUT / ".demo"
@@ -41,7 +41,7 @@ def onesec(*words: str, capture: bool = False) -> str:
 def seconds(call: list[str], *, cold: bool) -> float:
     """Wall time of one call, after dropping the page cache if it is to be cold."""
     if cold:
-        drop_page_cache()
+        drop()
     started = time.perf_counter()
     subprocess.run(call, cwd=CHECKOUT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - started

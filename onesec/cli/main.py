@@ -40,6 +40,7 @@ COMMANDS: dict[str, str] = {
     "umount": "undo a mount",
     "run": "run a command in a container on an image",
     "fsck": "check the local store and layout",
+    "bench": "measure this against its peers, write JSON and a report",
 }
 
 

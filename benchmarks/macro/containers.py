@@ -1,0 +1,42 @@
+"""The same command in a plain directory: by chroot, and by crun. What `onesec run` is measured against."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.macro.scenario import Place
+
+PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_IN_CHROOT = (
+    """
+mount --rbind /dev "$0/dev"
+mount -t proc proc "$0/proc"
+exec env -i """
+    + f"{PATH}"
+    + """ chroot "$0" "$@"
+"""
+)
+
+
+def chroot(plain: Path, command: Sequence[str]) -> list[str]:
+    """In a mount namespace of its own, with /dev and /proc."""
+    return ["unshare", "--mount", "sh", "-ec", _IN_CHROOT, str(plain), *command]
+
+
+def crun(place: Place, name: str, plain: Path, command: Sequence[str]) -> list[str]:
+    """`crun run` of a bundle whose root is the plain directory, with crun's own configuration, and without a cgroup as
+    `onesec run` has it."""
+    bundle = place.path(f"bundle-{name}")
+    bundle.mkdir(parents=True, exist_ok=True)
+    config = bundle / "config.json"
+    config.unlink(missing_ok=True)
+    subprocess.run(["crun", "spec"], cwd=bundle, check=True)
+    spec = json.loads(config.read_text())
+    spec["root"] = {"path": str(plain), "readonly": False}
+    spec["process"].update(terminal=False, args=list(command), env=[PATH], cwd="/")
+    spec["linux"]["namespaces"] = [one for one in spec["linux"]["namespaces"] if one["type"] != "network"]
+    config.write_text(json.dumps(spec))
+    return ["crun", "--cgroup-manager=disabled", "run", "--bundle", str(bundle), f"onesec-bench-{name}"]

@@ -1,0 +1,1 @@
+"""What contenders run: each file is one program, started with `python -m`."""

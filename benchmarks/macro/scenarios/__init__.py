@@ -1,0 +1,1 @@
+"""One file for each scenario; benchmarks/macro/catalogue.py lists them."""

@@ -1,0 +1,76 @@
+"""Bytes that a host needs before it can mount: the two index blobs, compressed, over the content of the image."""
+
+from __future__ import annotations
+
+from benchmarks.macro import sources
+from benchmarks.macro.figures import Figure, at_most, figure
+from benchmarks.macro.scenario import Outcome, Place, Scenario, blobs
+
+FILES = 100_000
+CUDA = """
+from onesec import Image
+
+image = Image.debian_slim(python_version="3.11").pip_install("torch==2.14.1")
+"""
+
+
+def run(place: Place) -> Outcome:
+    if place.quick:
+        source = sources.torch(place)
+        figures, conditions = _of_image(place, source.reference, "a tiny image", None)
+    else:
+        figures, conditions = _of_image(place, cuda(place), "CUDA torch", 0.15)
+    more, more_conditions = _of_synthetic(2_000 if place.quick else FILES)
+    return Outcome([*figures, *more], conditions={**conditions, **more_conditions})
+
+
+def cuda(place: Place) -> str:
+    """Builds the image with torch and its CUDA libraries: about 5 GB of files. Returns its name."""
+    file = place.path("cuda.py")
+    file.write_text(CUDA)
+    place.call(place.onesec("build", file, "-t", "cuda"))
+    return "cuda"
+
+
+def _of_image(place: Place, reference: str, name: str, want: float | None) -> tuple[list[Figure], dict[str, object]]:
+    inspected = place.manifest(reference)
+    sizes = {kind: sum(int(str(blob["size"])) for blob in blobs(inspected, kind)) for kind in _KINDS}
+    manifest = inspected["manifest"]
+    assert isinstance(manifest, dict)
+    content = int(manifest["annotations"]["vnd.onesec.size"])
+    index = sizes["index.erofs"] + sizes["index.tables"]
+    wire = index + sizes["pack"] + sizes["layer"]
+    return [
+        figure(
+            f"index of {name}",
+            [100 * index / content],
+            "%",
+            reference="content of the image",
+            want=None if want is None else at_most(want),
+        ),
+        figure(f"index of {name}, of what is pushed", [100 * index / wire], "%", reference="all blobs of the image"),
+    ], {name: {"content_bytes": content, "files": manifest["annotations"]["vnd.onesec.files"], **sizes}}
+
+
+_KINDS = ("index.erofs", "index.tables", "layer", "pack")
+
+
+def _of_synthetic(files: int) -> tuple[list[Figure], dict[str, object]]:
+    import cext
+    from benchmarks.micro.synthetic import make
+    from registry import zstd
+
+    made = make(files)
+    erofs, tables = cext.encode_image(made.tree, made.packs)
+    sizes = {"index.erofs": len(zstd.compress(erofs)), "index.tables": len(zstd.compress(tables))}
+    found = figure(
+        f"index of {files:,} files in {made.content / 1e9:.1f} GB",
+        [100 * sum(sizes.values()) / made.content],
+        "%",
+        reference="content of the image",
+        want=at_most(0.3),
+    )
+    return [found], {"synthetic": {"content_bytes": made.content, "files": files, **sizes}}
+
+
+SCENARIO = Scenario("index-size", "bytes of the index on the wire, over the image", run)

@@ -1,0 +1,120 @@
+"""Images and trees that scenarios read: a real torch image, and tiny stand-ins for a quick run; made once per place.
+
+Quick stand-ins consist of programs of this host with their libraries, so that containers start in them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.macro.harness import CHECKOUT
+from benchmarks.macro.scenario import Place, ScenarioError
+
+_WORDS = ("index", "return", "value", "tensor", "self", "import", "kernel", "stream", "chunk", "pack", "layer", "mount")
+_LIBRARY = re.compile(r"(/\S+) \(0x")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An image in the place's layout and the same files on its disk. workload: what a start of it runs; its last line
+    of output is the same everywhere.
+    """
+
+    reference: str
+    plain: Path
+    workload: tuple[str, ...]
+
+
+def torch(place: Place) -> Source:
+    """Debian with CPU torch, built by `onesec build`; quick: a shell that reads a few files."""
+    if place.quick:
+        return _tiny(place)
+    place.call(place.onesec("build", CHECKOUT / "examples/torch/image.py", "-t", "torch"))
+    script = "import time; t = time.perf_counter(); import torch; s = float(torch.ones(2).sum())"
+    script += '; print(\'{"seconds": %r, "sum": %r}\' % (time.perf_counter() - t, s))'
+    return Source("torch", _plain(place, "torch"), ("python3", "-c", script))
+
+
+def _tiny(place: Place) -> Source:
+    plain = place.path("tiny")
+    if not plain.is_dir():
+        made = place.path("tiny.tmp")
+        shutil.rmtree(made, ignore_errors=True)
+        _programs(made, ("true", "sh", "cat"))
+        for name in ("dev", "proc", "sys", "tmp", "etc"):
+            (made / name).mkdir()
+        fill(made / "data", files=40, size=200_000, seed=1)
+        made.rename(plain)
+    ingest(place, plain, "tiny")
+    script = 'cat /data/*/* > /dev/null; echo \'{"seconds": 0.1, "sum": 2.0}\''
+    return Source("tiny", plain, ("/bin/sh", "-c", script))
+
+
+def _programs(tree: Path, names: Sequence[str]) -> None:
+    """Programs of the host in /bin of a tree, with the libraries that they load."""
+    (tree / "bin").mkdir(parents=True)
+    for name in names:
+        program = shutil.which(name)
+        if program is None:
+            raise ScenarioError(f"{name}: not installed")
+        shutil.copy(os.path.realpath(program), tree / "bin" / name)
+        listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout
+        for library in _LIBRARY.findall(listed):
+            target = tree / library.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(os.path.realpath(library), target)
+
+
+def ingest(place: Place, tree: Path, reference: str, *, root: Path | None = None) -> None:
+    """An image of a tree, made anew only if the layout has none of that name."""
+    where = root or place.root
+    index = where / "images/index.json"
+    if index.exists() and f'"{reference}:latest"' in index.read_text():
+        return
+    place.call(place.program("ingest", where, tree, reference))
+
+
+def _plain(place: Place, reference: str) -> Path:
+    """The image's files on the disk, copied out of the mounted image once for each manifest."""
+    plain = place.path(f"plain-{reference}")
+    stamp = place.path(f"plain-{reference}.digest")
+    digest = json.dumps(place.manifest(reference)["digest"])
+    if not plain.is_dir() or not stamp.exists() or stamp.read_text() != digest:
+        shutil.rmtree(plain, ignore_errors=True)
+        with place.mounted(reference) as tree:
+            plain.mkdir(parents=True)
+            place.call(["cp", "-a", f"{tree}/.", plain])
+        stamp.write_text(digest)
+    return plain
+
+
+def text(size: int, seed: int) -> bytes:
+    """Bytes that compress about as program code does, the same for the same seed."""
+    chance = random.Random(seed)
+    block = b" ".join(b"%s_%d" % (chance.choice(_WORDS).encode(), chance.randrange(9999)) for _ in range(4000))
+    pieces: list[bytes] = []
+    length = 0
+    while length < size:
+        at = chance.randrange(len(block) - 400)
+        piece = block[at : at + chance.randrange(40, 400)] + chance.randbytes(chance.randrange(60))
+        pieces.append(piece)
+        length += len(piece)
+    return b"".join(pieces)[:size]
+
+
+def fill(tree: Path, *, files: int, size: int, seed: int) -> None:
+    """Files of `size` bytes in all, in directories of twenty."""
+    data = text(size, seed)
+    each = max(1, size // files)
+    for number in range(files):
+        directory = tree / f"part{number // 20}"
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"file{number}").write_bytes(data[number * each : (number + 1) * each])
