@@ -24,6 +24,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pyfuse3": ("lazyfs/portable.py", "lazyfs/tree.py"),
     "rich": ("onesec/cli/progress.py", "imagebuilder/progress.py"),
     "blake3": ("cext/_reference.py",),
+    "benchmarks": ("onesec/cli/bench.py",),
 }
 """Library -> the modules one of which imports it."""
 
