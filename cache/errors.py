@@ -25,15 +25,10 @@ class StoreInUseError(StoreError):
 
 
 class StoreFullError(StoreError):
-    """excess: bytes that would have to go."""
+    """Chunks that were put found no room, even if everything else went."""
 
-    def __init__(self, path: str, excess: int) -> None:
-        super().__init__(
-            path,
-            f"full: {excess} bytes over the quota or the free space to keep",
-            hint="raise the quota, or free disk space",
-        )
-        self.excess = excess
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason, hint="raise the quota, or free disk space")
 
 
 class StoreWriteError(StoreError):

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import cext
-from cache.errors import StoreFullError
 from cache.store import Store
 from cext.errors import CorruptError
 from registry.layout import Layout
@@ -109,8 +108,5 @@ class ReadThrough:
     def get(self, id: bytes, *, algorithm: int = 1) -> bytes | None:
         found = self._store.get(id, algorithm=algorithm)
         if found is None and (found := self._slower.get(id, algorithm=algorithm)) is not None:
-            try:
-                self._store.put(id, found, algorithm=algorithm, codec="raw")
-            except StoreFullError:
-                return found
+            self._store.put(id, found, algorithm=algorithm, codec="raw")
         return found

@@ -142,14 +142,17 @@ class StoreStatistics(NamedTuple):
     damaged: int
     damaged_rows: int
     lost: int
+    evicted: int
     queued: int
     rebuilt: int
+    broken: int
 
 @final
 class Store:
-    """The chunk store in a directory, without a quota: cache/store.py adds it.
+    """The chunk store in a directory: cext/src/os_store.h; programs use it through cache/store.py.
 
-    log: a descriptor for lines about damage, -1 for none. Raises BlockingIOError if somebody else has the store open.
+    log: a descriptor for lines about damage, -1 for none. quota: bytes of all segments, 0 for no bound. floor: bytes
+    that the file system is left. Raises BlockingIOError if somebody else has the store open.
     """
 
     def __init__(
@@ -161,12 +164,15 @@ class Store:
         queue_size: int = 0,
         level: int = 3,
         log: int = -1,
+        quota: int = 0,
+        floor: int = 0,
     ) -> None: ...
     def put(
         self, id: Buffer, data: Buffer, /, *, algorithm: int = 1, compress: bool = True, pinned: bool = False
     ) -> None: ...
     def get(self, id: Buffer, /, *, algorithm: int = 1) -> bytes | None: ...
     def flush(self) -> None: ...
+    def seen(self, id: Buffer, /) -> bool: ...
     def segments(self) -> list[StoreSegment]: ...
     def drop(self, number: int, /) -> None: ...
     def check(self, *, repair: bool = False) -> StoreReport: ...

@@ -5,9 +5,7 @@
  *            0           -> u32 last number given out, check
  *   digests  digest[32]  -> u32 pack number, check
  *
- * check: the first 4 bytes of BLAKE3(key, value before it). The walk at open (os_lmdb_check.h) finds rot in the
- * structure, the check finds it in the rows: a wrong pack number would put a chunk into a manifest that its pack does
- * not have.
+ * check: os_lmdb_rows.h. A wrong pack number would put a chunk into a manifest that its pack does not have.
  *
  * A number is never given out twice, so rows that survive their pack name nothing. 44 bytes a chunk; naming packs by
  * their digests would make it 72.
@@ -20,36 +18,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "os_hash.h"
-#include "os_lmdb.h"
+#include "os_lmdb_rows.h"
 
-enum { CHUNKS, PACKS, DIGESTS, CHECK = 4, NUMBER_ROW = 8, PACK_ROW = 40 };
+enum { CHUNKS, PACKS, DIGESTS, NUMBER_ROW = 8, PACK_ROW = 40 };
 
 static const os_lmdb_kind KIND = {"onesec chunk map 1", {"chunks", "packs", "digests"}};
 
 struct os_chunk_map {
     pthread_rwlock_t closing;
-    os_lmdb *map;   /* owned; guarded by closing; NULL once closed */
-    os_known known; /* immutable */
+    os_lmdb *map;      /* owned; guarded by closing; NULL once closed */
+    os_lmdb_rows rows; /* of map */
+    os_known known;    /* immutable */
     _Atomic uint64_t damaged;
 };
-
-static void put32(uint8_t *at, uint32_t value) {
-    for (int byte = 0; byte < 4; byte++)
-        at[byte] = (uint8_t)(value >> (24 - 8 * byte));
-}
-
-static uint32_t get32(const uint8_t *at) {
-    return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
-}
-
-static void check_of(const MDB_val *key, const uint8_t *value, size_t size, uint8_t out[CHECK]) {
-    os_hasher hasher;
-    os_hasher_init(&hasher);
-    os_hasher_update(&hasher, key->mv_data, key->mv_size);
-    os_hasher_update(&hasher, value, size);
-    os_hasher_final(&hasher, out, CHECK);
-}
 
 /* One change or look-up: a transaction on the map, and what it is about. */
 typedef struct job {
@@ -63,48 +44,25 @@ static MDB_dbi table(const os_chunk_map *owner, unsigned row) {
     return os_lmdb_table(owner->map, row);
 }
 
-/* The checked value of a row of size bytes, or MDB_NOTFOUND. */
-static int get_row(os_chunk_map *owner, MDB_txn *transaction, unsigned where, MDB_val *key, uint8_t *out, size_t size) {
-    MDB_val value;
-    uint8_t check[CHECK];
-    int code = mdb_get(transaction, table(owner, where), key, &value);
-    if (code != 0)
-        return code;
-    if (value.mv_size == size) {
-        memcpy(out, value.mv_data, size);
-        check_of(key, out, size - CHECK, check);
-        if (memcmp(check, out + size - CHECK, CHECK) == 0)
-            return 0;
-    }
-    owner->damaged++;
-    return MDB_NOTFOUND;
-}
-
-static int put_row(os_chunk_map *owner, MDB_txn *transaction, unsigned where, MDB_val *key, uint8_t *row, size_t size) {
-    check_of(key, row, size - CHECK, row + size - CHECK);
-    MDB_val value = {size, row};
-    return mdb_put(transaction, table(owner, where), key, &value, 0);
-}
-
 static int get_number(os_chunk_map *owner, MDB_txn *transaction, unsigned where, MDB_val *key, uint32_t *out) {
     uint8_t row[NUMBER_ROW];
-    int code = get_row(owner, transaction, where, key, row, sizeof row);
+    int code = os_lmdb_row_get(&owner->rows, transaction, where, key, row, sizeof row);
     if (code == 0)
-        *out = get32(row);
+        *out = os_lmdb_key_number(row);
     return code;
 }
 
 static int put_number(os_chunk_map *owner, MDB_txn *transaction, unsigned where, MDB_val *key, uint32_t number) {
     uint8_t row[NUMBER_ROW];
-    put32(row, number);
-    return put_row(owner, transaction, where, key, row, sizeof row);
+    os_lmdb_number_key(number, row);
+    return os_lmdb_row_put(&owner->rows, transaction, where, key, row, sizeof row);
 }
 
 static int get_pack(os_chunk_map *owner, MDB_txn *transaction, uint32_t number, uint8_t row[PACK_ROW]) {
     uint8_t name[4];
-    put32(name, number);
+    os_lmdb_number_key(number, name);
     MDB_val key = {sizeof name, name};
-    return number == 0 ? MDB_NOTFOUND : get_row(owner, transaction, PACKS, &key, row, PACK_ROW);
+    return number == 0 ? MDB_NOTFOUND : os_lmdb_row_get(&owner->rows, transaction, PACKS, &key, row, PACK_ROW);
 }
 
 /* The pack that a chunk's row names, if it is there. */
@@ -142,11 +100,11 @@ static int add(void *context, MDB_txn *transaction) {
         return code;
     if ((code = next_number(owner, transaction, &number)) != 0)
         return code;
-    put32(name, number);
+    os_lmdb_number_key(number, name);
     MDB_val key = {sizeof name, name};
     memcpy(row, it->digest, 32);
-    put32(row + 32, it->count);
-    if ((code = put_row(owner, transaction, PACKS, &key, row, sizeof row)) != 0 ||
+    os_lmdb_number_key(it->count, row + 32);
+    if ((code = os_lmdb_row_put(&owner->rows, transaction, PACKS, &key, row, sizeof row)) != 0 ||
         (code = put_number(owner, transaction, DIGESTS, &digest, number)) != 0)
         return code;
     it->changed = true;
@@ -159,11 +117,6 @@ static int add(void *context, MDB_txn *transaction) {
             return code;
     }
     return 0;
-}
-
-static int delete(os_chunk_map *owner, MDB_txn *transaction, unsigned where, MDB_val *key) {
-    int code = mdb_del(transaction, table(owner, where), key, NULL);
-    return code == MDB_NOTFOUND ? 0 : code;
 }
 
 /* Every row of packs with this digest, also one that does not pass its check: none of them may speak again. */
@@ -189,7 +142,7 @@ static int forget_chunks(job *it, MDB_txn *transaction, uint32_t number) {
         uint32_t other;
         int code = get_number(it->owner, transaction, CHUNKS, &id, &other);
         if (code == 0 && other == number)
-            code = delete (it->owner, transaction, CHUNKS, &id);
+            code = os_lmdb_row_delete(&it->owner->rows, transaction, CHUNKS, &id);
         if (code != 0 && code != MDB_NOTFOUND)
             return code;
     }
@@ -206,7 +159,7 @@ static int remove_pack(void *context, MDB_txn *transaction) {
         code = forget_chunks(it, transaction, number);
     if (code != 0 && code != MDB_NOTFOUND)
         return code;
-    if ((code = delete (it->owner, transaction, DIGESTS, &digest)) != 0)
+    if ((code = os_lmdb_row_delete(&it->owner->rows, transaction, DIGESTS, &digest)) != 0)
         return code;
     return forget_digest(it->owner, transaction, it->digest, &it->changed);
 }
@@ -245,22 +198,26 @@ os_code os_chunk_map_remove(os_chunk_map *map, const uint8_t digest[32], const u
     return change(map, remove_pack, &it, removed, failure);
 }
 
+typedef struct looking {
+    os_chunk_map *map;
+    const uint8_t *id;
+    uint8_t row[PACK_ROW];
+} looking;
+
+static int look_up(void *context, MDB_txn *transaction) {
+    looking *it = context;
+    uint32_t number;
+    return pack_of(it->map, transaction, it->id, &number, it->row);
+}
+
 os_code os_chunk_map_lookup(os_chunk_map *map, const uint8_t id[32], uint8_t pack[32], os_failure *failure) {
     os_code code = enter(map, failure);
     if (code != OS_OK)
         return code;
-    MDB_txn *transaction;
-    code = os_lmdb_read_begin(map->map, &transaction, failure);
-    if (code == OS_OK) {
-        uint8_t row[PACK_ROW];
-        uint32_t number;
-        int found = pack_of(map, transaction, id, &number, row);
-        os_lmdb_read_end(map->map, transaction);
-        if (found == 0)
-            memcpy(pack, row, 32);
-        else
-            code = found == MDB_NOTFOUND ? OS_MISSING : os_lmdb_fail(failure, found, KIND.name);
-    }
+    looking it = {.map = map, .id = id};
+    code = os_lmdb_read(map->map, look_up, &it, failure);
+    if (code == OS_OK)
+        memcpy(pack, it.row, 32);
     pthread_rwlock_unlock(&map->closing);
     return code;
 }
@@ -270,44 +227,47 @@ static int known_lookup(void *context, const uint8_t id[32], uint8_t pack[32]) {
     return code == OS_OK ? 1 : code == OS_MISSING ? 0 : -1;
 }
 
-static int list_packs(os_chunk_map *map, MDB_txn *transaction, uint8_t **out, size_t *count) {
+typedef struct listing {
+    os_chunk_map *map;
+    uint8_t *digests; /* owned */
+    size_t count;
+} listing;
+
+static int list_packs(void *context, MDB_txn *transaction) {
+    listing *it = context;
     MDB_stat about;
     MDB_cursor *cursor;
     MDB_val key, value;
     uint8_t row[PACK_ROW];
-    *count = 0;
-    int code = mdb_stat(transaction, table(map, PACKS), &about);
+    int code = mdb_stat(transaction, table(it->map, PACKS), &about);
     if (code == 0)
-        code = mdb_cursor_open(transaction, table(map, PACKS), &cursor);
+        code = mdb_cursor_open(transaction, table(it->map, PACKS), &cursor);
     if (code != 0)
         return code;
-    *out = malloc(32 * about.ms_entries + 1);
-    code = *out == NULL ? ENOMEM : mdb_cursor_get(cursor, &key, &value, MDB_FIRST);
+    it->digests = malloc(32 * about.ms_entries + 1);
+    code = it->digests == NULL ? ENOMEM : mdb_cursor_get(cursor, &key, &value, MDB_FIRST);
     for (; code == 0; code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT))
-        if (key.mv_size == 4 && get_pack(map, transaction, get32(key.mv_data), row) == 0)
-            memcpy(*out + 32 * (*count)++, row, 32);
+        if (key.mv_size == 4 && get_pack(it->map, transaction, os_lmdb_key_number(key.mv_data), row) == 0)
+            memcpy(it->digests + 32 * it->count++, row, 32);
     mdb_cursor_close(cursor);
     return code == MDB_NOTFOUND ? 0 : code;
 }
 
 os_code os_chunk_map_packs(os_chunk_map *map, uint8_t **out, size_t *count, os_failure *failure) {
-    *out = NULL;
+    listing it = {.map = map};
     os_code code = enter(map, failure);
+    *out = NULL;
     if (code != OS_OK)
         return code;
-    MDB_txn *transaction;
-    code = os_lmdb_read_begin(map->map, &transaction, failure);
-    if (code == OS_OK) {
-        int listed = list_packs(map, transaction, out, count);
-        os_lmdb_read_end(map->map, transaction);
-        if (listed != 0) {
-            free(*out);
-            *out = NULL;
-            code = os_lmdb_fail(failure, listed, KIND.name);
-        }
-    }
+    code = os_lmdb_read(map->map, list_packs, &it, failure);
     pthread_rwlock_unlock(&map->closing);
-    return code;
+    if (code != OS_OK) {
+        free(it.digests);
+        return code;
+    }
+    *out = it.digests;
+    *count = it.count;
+    return OS_OK;
 }
 
 os_code os_chunk_map_statistics_of(os_chunk_map *map, os_chunk_map_statistics *out, os_failure *failure) {
@@ -338,6 +298,7 @@ os_code os_chunk_map_open(const char *path, size_t map_size, os_chunk_map **out,
         return code;
     }
     pthread_rwlock_init(&map->closing, NULL);
+    map->rows = (os_lmdb_rows){map->map, &map->damaged};
     map->known = (os_known){map, known_lookup};
     *out = map;
     return OS_OK;

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/statfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -57,6 +58,15 @@ static int system_unlinkat(void *context, int directory, const char *path, int f
     return unlinkat(directory, path, flags);
 }
 
+static int system_free_bytes(void *context, int fd, uint64_t *out) {
+    struct statfs about;
+    (void)context;
+    if (fstatfs(fd, &about) < 0)
+        return -1;
+    *out = (uint64_t)about.f_bavail * (uint64_t)about.f_bsize;
+    return 0;
+}
+
 static uint64_t system_monotonic_ns(void *context) {
     struct timespec now;
     (void)context;
@@ -85,6 +95,7 @@ const os_env os_env_system = {
     .fdatasync = system_fdatasync,
     .renameat = system_renameat,
     .unlinkat = system_unlinkat,
+    .free_bytes = system_free_bytes,
     .monotonic_ns = system_monotonic_ns,
     .allocate = system_allocate,
     .release = system_release,

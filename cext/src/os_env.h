@@ -21,6 +21,7 @@ typedef struct os_env {
     int (*fdatasync)(void *context, int fd);
     int (*renameat)(void *context, int from, const char *from_path, int to, const char *to_path);
     int (*unlinkat)(void *context, int directory, const char *path, int flags);
+    int (*free_bytes)(void *context, int fd, uint64_t *out); /* of fd's file system, for the unprivileged */
     uint64_t (*monotonic_ns)(void *context);
     void *(*allocate)(void *context, size_t size);
     void (*release)(void *context, void *memory);

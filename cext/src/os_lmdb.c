@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +23,7 @@
 #include <unistd.h>
 
 #include "os_lmdb_check.h"
+#include "os_lmdb_guard.h"
 
 enum { READERS_MAX = 512, ATTEMPTS = 100 };
 #define MAP_DEFAULT ((size_t)64 << 20)
@@ -38,11 +40,12 @@ struct os_lmdb {
     const os_lmdb_kind *kind;          /* borrowed, static */
     pthread_rwlock_t resizing;         /* see above */
     MDB_dbi tables[OS_LMDB_DATABASES]; /* immutable once open */
+    atomic_bool failed;                /* a page could not be read: of no use any more */
 };
 
 static pthread_mutex_t registry = PTHREAD_MUTEX_INITIALIZER;
 static os_lmdb *opened; /* guarded by registry */
-static pthread_once_t forks = PTHREAD_ONCE_INIT;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static void before_fork(void) {
     pthread_mutex_lock(&registry);
@@ -52,17 +55,23 @@ static void after_fork(void) {
     pthread_mutex_unlock(&registry);
 }
 
-static void watch_forks(void) {
+static void prepare_process(void) {
     pthread_atfork(before_fork, after_fork, after_fork);
+    os_lmdb_guard_install();
 }
 
-os_code os_lmdb_fail(os_failure *failure, int code, const char *what) {
+/* The failure that stands for an LMDB code. */
+static os_code fail(os_failure *failure, int code, const char *what) {
+    if (code == MDB_NOTFOUND)
+        return OS_MISSING;
     if (code == ENOMEM)
         return os_fail(failure, OS_MEMORY, "%s: no memory", what);
     if (code > 0)
         return os_fail_errno(failure, code, "%s: %s", what, strerror(code));
     if (code == MDB_MAP_FULL)
         return os_fail(failure, OS_LIMIT, "%s: full at %llu bytes", what, (unsigned long long)OS_LMDB_MAP_MAX);
+    if (code == MDB_PANIC)
+        return os_fail(failure, OS_CORRUPT, "%s: a page of its file could not be read or written", what);
     if (code == MDB_READERS_FULL || code == MDB_TXN_FULL)
         return os_fail(failure, OS_LIMIT, "%s: %s", what, mdb_strerror(code));
     return os_fail(failure, OS_CORRUPT, "%s: %s", what, mdb_strerror(code));
@@ -91,20 +100,58 @@ static size_t map_size(os_lmdb *map) {
     return about.me_mapsize;
 }
 
-/* Leaves resizing read-held on success. */
-static int begin(os_lmdb *map, unsigned flags, MDB_txn **out) {
-    for (int attempt = 0;; attempt++) {
+/* One transaction, as far as it came. */
+typedef struct attempt {
+    os_lmdb *map;
+    unsigned flags; /* of mdb_txn_begin */
+    int (*work)(void *context, MDB_txn *transaction);
+    void *context;
+    MDB_txn *transaction; /* NULL: not begun, or ended */
+    int code;
+} attempt;
+
+static void run_attempt(void *context) {
+    attempt *it = context;
+    it->code = mdb_txn_begin(it->map->environment, NULL, it->flags, &it->transaction);
+    if (it->code == MDB_READERS_FULL &&
+        mdb_reader_check(it->map->environment, NULL) == 0) /* slots of killed processes */
+        it->code = mdb_txn_begin(it->map->environment, NULL, it->flags, &it->transaction);
+    if (it->code != 0) {
+        it->transaction = NULL;
+        return;
+    }
+    it->code = it->work(it->context, it->transaction);
+    MDB_txn *transaction = it->transaction;
+    if (it->code == 0) {
+        it->transaction = NULL;                 /* commit frees it whatever it returns */
+        it->code = mdb_txn_commit(transaction); /* a reading one too: table handles stay only then */
+    } else {
+        mdb_txn_abort(transaction);
+        it->transaction = NULL;
+    }
+}
+
+static void abort_attempt(void *context) {
+    mdb_txn_abort(((attempt *)context)->transaction);
+}
+
+/* An LMDB code. MDB_PANIC: the map has failed. */
+static int transact(os_lmdb *map, unsigned flags, int (*work)(void *context, MDB_txn *transaction), void *context) {
+    for (int tries = 0;; tries++) {
+        attempt it = {.map = map, .flags = flags, .work = work, .context = context};
+        if (atomic_load(&map->failed))
+            return MDB_PANIC;
         pthread_rwlock_rdlock(&map->resizing);
-        int code = mdb_txn_begin(map->environment, NULL, flags, out);
-        if (code == 0)
-            return 0;
+        if (!os_lmdb_guarded(run_attempt, &it)) {
+            atomic_store(&map->failed, true);
+            if (it.transaction != NULL) /* gives LMDB's locks back; its own memory, so it hardly faults again */
+                os_lmdb_guarded(abort_attempt, &it);
+            it.code = MDB_PANIC;
+        }
         pthread_rwlock_unlock(&map->resizing);
-        if (attempt == ATTEMPTS)
-            return code;
-        if (code == MDB_MAP_RESIZED)
-            code = resize(map, 0);
-        else if (code == MDB_READERS_FULL && attempt == 0)
-            code = mdb_reader_check(map->environment, NULL); /* slots of killed processes */
+        if (it.code != MDB_MAP_RESIZED || tries == ATTEMPTS)
+            return it.code;
+        int code = resize(map, 0);
         if (code != 0)
             return code;
     }
@@ -116,36 +163,18 @@ static os_code usable(const os_lmdb *map, os_failure *failure) {
                : os_fail(failure, OS_CLOSED, "%s: opened before a fork, want it opened after", map->kind->name);
 }
 
-os_code os_lmdb_read_begin(os_lmdb *map, MDB_txn **out, os_failure *failure) {
+os_code os_lmdb_read(os_lmdb *map, int (*look)(void *context, MDB_txn *transaction), void *context,
+                     os_failure *failure) {
     if (usable(map, failure) != OS_OK)
         return OS_CLOSED;
-    int code = begin(map, MDB_RDONLY, out);
-    return code == 0 ? OS_OK : os_lmdb_fail(failure, code, map->kind->name);
-}
-
-void os_lmdb_read_end(os_lmdb *map, MDB_txn *transaction) {
-    mdb_txn_abort(transaction);
-    pthread_rwlock_unlock(&map->resizing);
-}
-
-static int write_once(os_lmdb *map, int (*change)(void *context, MDB_txn *transaction), void *context) {
-    MDB_txn *transaction;
-    int code = begin(map, 0, &transaction);
-    if (code != 0)
-        return code;
-    code = change(context, transaction);
-    if (code == 0)
-        code = mdb_txn_commit(transaction);
-    else
-        mdb_txn_abort(transaction);
-    pthread_rwlock_unlock(&map->resizing);
-    return code;
+    int code = transact(map, MDB_RDONLY, look, context);
+    return code == 0 ? OS_OK : fail(failure, code, map->kind->name);
 }
 
 static int write_growing(os_lmdb *map, int (*change)(void *context, MDB_txn *transaction), void *context) {
     for (;;) {
         size_t size = map_size(map);
-        int code = write_once(map, change, context);
+        int code = transact(map, 0, change, context);
         if (code != MDB_MAP_FULL || size >= OS_LMDB_MAP_MAX)
             return code;
         code = map_size(map) > size ? 0 : resize(map, size * 2);
@@ -159,21 +188,31 @@ os_code os_lmdb_write(os_lmdb *map, int (*change)(void *context, MDB_txn *transa
     if (usable(map, failure) != OS_OK)
         return OS_CLOSED;
     int code = write_growing(map, change, context);
-    return code == 0 ? OS_OK : os_lmdb_fail(failure, code, map->kind->name);
+    return code == 0 ? OS_OK : fail(failure, code, map->kind->name);
 }
 
 /* ---------------------------------------------------------------- opening */
 
+typedef struct page_check {
+    os_lmdb *map;
+    os_failure *failure;
+    os_code code;
+} page_check;
+
+static int check_snapshot(void *context, MDB_txn *transaction) {
+    page_check *it = context;
+    it->code = os_lmdb_check_pages(it->map->fd, mdb_txn_id(transaction), it->failure);
+    return 0;
+}
+
 static os_code check_pages(os_lmdb *map, os_failure *failure) {
+    page_check it = {map, failure, OS_OK};
     for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
-        MDB_txn *transaction;
-        int begun = begin(map, MDB_RDONLY, &transaction);
-        if (begun != 0)
-            return os_lmdb_fail(failure, begun, map->kind->name);
-        os_code code = os_lmdb_check_pages(map->fd, mdb_txn_id(transaction), failure);
-        os_lmdb_read_end(map, transaction);
-        if (code != OS_MISSING)
-            return code;
+        int code = transact(map, MDB_RDONLY, check_snapshot, &it);
+        if (code != 0)
+            return fail(failure, code, map->kind->name);
+        if (it.code != OS_MISSING)
+            return it.code;
     }
     return os_fail_errno(failure, EBUSY, "%s: others commit faster than it can be checked", map->kind->name);
 }
@@ -196,7 +235,8 @@ static int fill_new(void *context, MDB_txn *transaction) {
 }
 
 /* 0; MDB_NOTFOUND: nothing in it; MDB_INCOMPATIBLE: it is not ours. Opens the tables. */
-static int open_tables(os_lmdb *map, MDB_txn *transaction) {
+static int open_tables(void *context, MDB_txn *transaction) {
+    os_lmdb *map = context;
     MDB_dbi main;
     MDB_stat about;
     MDB_val value, key = {strlen(KIND_KEY), (void *)KIND_KEY};
@@ -217,42 +257,31 @@ static int open_tables(os_lmdb *map, MDB_txn *transaction) {
     return code == MDB_NOTFOUND ? MDB_INCOMPATIBLE : code;
 }
 
-/* Handles opened in a transaction stay only if it is committed, a reading one too. */
-static int read_tables(os_lmdb *map) {
-    MDB_txn *transaction;
-    int code = begin(map, MDB_RDONLY, &transaction);
-    if (code != 0)
-        return code;
-    code = open_tables(map, transaction);
-    if (code == 0)
-        code = mdb_txn_commit(transaction);
-    else
-        mdb_txn_abort(transaction);
-    pthread_rwlock_unlock(&map->resizing);
-    return code;
-}
-
 static os_code prepare(os_lmdb *map, os_failure *failure) {
     os_code checked = check_pages(map, failure);
     if (checked != OS_OK)
         return checked;
     mdb_reader_check(map->environment, NULL);
-    int code = read_tables(map);
+    int code = transact(map, MDB_RDONLY, open_tables, map);
     if (code == MDB_NOTFOUND) {
         code = write_growing(map, fill_new, map);
         if (code == 0)
-            code = read_tables(map);
+            code = transact(map, MDB_RDONLY, open_tables, map);
     }
     if (code == MDB_INCOMPATIBLE || code == MDB_NOTFOUND)
         return os_fail(failure, OS_CORRUPT, "%s: the map holds something else", map->kind->name);
-    return code == 0 ? OS_OK : os_lmdb_fail(failure, code, map->kind->name);
+    return code == 0 ? OS_OK : fail(failure, code, map->kind->name);
+}
+
+static void close_environment(void *context) {
+    mdb_env_close(context);
 }
 
 static void discard(os_lmdb *map) {
     if (map->fd >= 0)
         close(map->fd);
     if (map->environment != NULL)
-        mdb_env_close(map->environment);
+        os_lmdb_guarded(close_environment, map->environment); /* lock.mdb is mapped too */
     pthread_rwlock_destroy(&map->resizing);
     free(map);
 }
@@ -276,7 +305,7 @@ static os_code open_new(const char *path, const os_lmdb_kind *kind, size_t size,
         code = mdb_env_set_maxreaders(map->environment, READERS_MAX);
     if (code == 0)
         code = mdb_env_open(map->environment, path, MDB_NOTLS | MDB_NORDAHEAD, 0600);
-    os_code done = code == 0 ? prepare(map, failure) : os_lmdb_fail(failure, code, kind->name);
+    os_code done = code == 0 ? prepare(map, failure) : fail(failure, code, kind->name);
     if (done != OS_OK) {
         discard(map);
         return done;
@@ -306,6 +335,8 @@ static os_code open_file(const char *path, const os_lmdb_kind *kind, size_t size
     os_lmdb *shared = find(fd);
     if (shared != NULL) {
         close(fd);
+        if (atomic_load(&shared->failed))
+            return fail(failure, MDB_PANIC, kind->name);
         if (shared->kind != kind)
             return os_fail(failure, OS_CORRUPT, "%s: the map holds something else", kind->name);
         shared->users++;
@@ -330,7 +361,7 @@ os_code os_lmdb_open(const char *path, const os_lmdb_kind *kind, size_t size, os
     *out = NULL;
     if (snprintf(file, sizeof file, "%s/data.mdb", path) >= (int)sizeof file)
         return os_fail_errno(failure, ENAMETOOLONG, "%s: path", kind->name);
-    pthread_once(&forks, watch_forks);
+    pthread_once(&once, prepare_process);
     pthread_mutex_lock(&registry);
     int fd = open(file, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     os_code code = fd < 0 ? os_fail_errno(failure, errno, "%s: %s: %s", kind->name, file, strerror(errno))
@@ -358,21 +389,27 @@ MDB_dbi os_lmdb_table(const os_lmdb *map, unsigned row) {
     return map->tables[row];
 }
 
-os_code os_lmdb_statistics_of(os_lmdb *map, os_lmdb_statistics *out, os_failure *failure) {
-    MDB_txn *transaction;
-    os_code code = os_lmdb_read_begin(map, &transaction, failure);
-    if (code != OS_OK)
-        return code;
+typedef struct counting {
+    const os_lmdb *map;
+    os_lmdb_statistics *out;
+} counting;
+
+static int count_rows(void *context, MDB_txn *transaction) {
+    const counting *it = context;
     MDB_envinfo about;
     MDB_stat table;
-    *out = (os_lmdb_statistics){0};
-    mdb_env_info(map->environment, &about);
-    for (unsigned row = 0; row < table_count(map->kind); row++) {
-        mdb_stat(transaction, map->tables[row], &table);
-        out->rows[row] = table.ms_entries;
-        out->used = (about.me_last_pgno + 1) * table.ms_psize;
+    *it->out = (os_lmdb_statistics){0};
+    mdb_env_info(it->map->environment, &about);
+    for (unsigned row = 0; row < table_count(it->map->kind); row++) {
+        mdb_stat(transaction, it->map->tables[row], &table);
+        it->out->rows[row] = table.ms_entries;
+        it->out->used = (about.me_last_pgno + 1) * table.ms_psize;
     }
-    out->map_size = about.me_mapsize;
-    os_lmdb_read_end(map, transaction);
-    return OS_OK;
+    it->out->map_size = about.me_mapsize;
+    return 0;
+}
+
+os_code os_lmdb_statistics_of(os_lmdb *map, os_lmdb_statistics *out, os_failure *failure) {
+    counting it = {map, out};
+    return os_lmdb_read(map, count_rows, &it, failure);
 }

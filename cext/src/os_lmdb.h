@@ -5,6 +5,8 @@
  * - Open once per process: a second open of the same file shares it (LMDB's locks would be lost by closing the other).
  * - Never used after a fork: every call in the child is OS_CLOSED. The child opens its own.
  * - Grows: a full map is doubled up to OS_LMDB_MAP_MAX and the transaction run again; growth by others is followed.
+ * - A page that cannot be read (SIGBUS) ends the call, and the map: everything after is OS_CORRUPT. Who keeps what can
+ * be made again deletes the files and makes it again.
  *
  * All functions may be called from any thread. */
 #ifndef OS_LMDB_H
@@ -38,9 +40,10 @@ void os_lmdb_close(os_lmdb *map); /* may be NULL */
 
 MDB_dbi os_lmdb_table(const os_lmdb *map, unsigned row);
 
-/* A read transaction; keep it short and end it in any thread. Nothing is to be ended when begin failed. */
-os_code os_lmdb_read_begin(os_lmdb *map, MDB_txn **out, os_failure *failure);
-void os_lmdb_read_end(os_lmdb *map, MDB_txn *transaction);
+/* Runs look in a read transaction; keep it short. look returns an LMDB code; MDB_NOTFOUND becomes OS_MISSING, without
+ * words. What it allocates is lost if the map fails under it. */
+os_code os_lmdb_read(os_lmdb *map, int (*look)(void *context, MDB_txn *transaction), void *context,
+                     os_failure *failure);
 
 /* Runs change in a write transaction and commits: durable when it returns OS_OK, without effect otherwise. change
  * returns an LMDB code; it may run more than once, each time on the state before the first. */
@@ -48,8 +51,5 @@ os_code os_lmdb_write(os_lmdb *map, int (*change)(void *context, MDB_txn *transa
                       os_failure *failure);
 
 os_code os_lmdb_statistics_of(os_lmdb *map, os_lmdb_statistics *out, os_failure *failure);
-
-/* The failure that stands for an LMDB code other than success and MDB_NOTFOUND. */
-os_code os_lmdb_fail(os_failure *failure, int code, const char *what);
 
 #endif

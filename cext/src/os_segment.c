@@ -71,7 +71,8 @@ bool os_entry_read(const uint8_t in[OS_ENTRY_HEADER], uint32_t segment, uint32_t
     if (in[4] < OS_ALGORITHM_BLAKE3 || in[4] > OS_ALGORITHM_SHA256 || in[5] > OS_CODEC_ZSTD || in[6] || in[7])
         return false;
     if (length < 1 || length > OS_CHUNK_MAX || stored < 1 ||
-        (in[5] == OS_CODEC_RAW ? stored != length : stored >= length) || stored > UINT32_MAX - OS_ENTRY_HEADER - offset)
+        (in[5] == OS_CODEC_RAW ? stored != length : stored >= length) ||
+        (uint64_t)offset + OS_ENTRY_HEADER + stored > UINT32_MAX)
         return false;
     check_of(in, CHECKED, check, sizeof check);
     if (memcmp(in + CHECKED, check, sizeof check) != 0)
@@ -113,7 +114,7 @@ static int find_entry(const os_env *env, int fd, uint32_t number, uint64_t *offs
     uint8_t window[WINDOW];
     for (;;) {
         ssize_t got = read_some(env, fd, window, sizeof window, *offset);
-        if (got < (ssize_t)OS_ENTRY_HEADER)
+        if (got < (ssize_t)OS_ENTRY_HEADER || *offset > UINT32_MAX)
             return got < 0 ? -1 : 0;
         size_t places = (size_t)got - OS_ENTRY_HEADER + 1;
         for (size_t at = 0; at < places; at++) {

@@ -13,33 +13,36 @@ typedef struct row {
     os_entry entry;
 } row;
 
-/* The rows after id (or the first ones); fewer than ROWS: those were the last. */
-static os_code next_rows(os_store *store, const uint8_t *after, row *out, size_t *count, os_failure *failure) {
-    MDB_txn *transaction;
+typedef struct page {
+    os_store *store;
+    const uint8_t *after; /* NULL: from the first row on */
+    row *out;
+    size_t count;
+} page;
+
+/* The rows after one; fewer than ROWS: those were the last. */
+static int next_rows(void *context, MDB_txn *transaction) {
+    page *it = context;
     MDB_cursor *cursor;
-    MDB_val value, key = {OS_ID_SIZE, (void *)after};
-    os_code code = os_lmdb_read_begin(store->map, &transaction, failure);
-    if (code != OS_OK)
+    MDB_val value, key = {OS_ID_SIZE, (void *)it->after};
+    it->count = 0;
+    int code = mdb_cursor_open(transaction, os_lmdb_table(it->store->map, TABLE_CHUNKS), &cursor);
+    if (code != 0)
         return code;
-    *count = 0;
-    int found = mdb_cursor_open(transaction, os_lmdb_table(store->map, TABLE_CHUNKS), &cursor);
-    if (found == 0) {
-        found = mdb_cursor_get(cursor, &key, &value, after == NULL ? MDB_FIRST : MDB_SET_RANGE);
-        if (found == 0 && after != NULL && key.mv_size == OS_ID_SIZE && memcmp(key.mv_data, after, OS_ID_SIZE) == 0)
-            found = mdb_cursor_get(cursor, &key, &value, MDB_NEXT);
-        for (; found == 0 && *count < ROWS; found = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)) {
-            if (key.mv_size != OS_ID_SIZE) {
-                found = MDB_CORRUPTED;
-                break;
-            }
-            row *it = &out[(*count)++];
-            memcpy(it->id, key.mv_data, OS_ID_SIZE);
-            it->sound = os_store_row_read(&key, &value, &it->entry);
+    code = mdb_cursor_get(cursor, &key, &value, it->after == NULL ? MDB_FIRST : MDB_SET_RANGE);
+    if (code == 0 && it->after != NULL && key.mv_size == OS_ID_SIZE && memcmp(key.mv_data, it->after, OS_ID_SIZE) == 0)
+        code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT);
+    for (; code == 0 && it->count < ROWS; code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)) {
+        if (key.mv_size != OS_ID_SIZE) {
+            code = MDB_CORRUPTED;
+            break;
         }
-        mdb_cursor_close(cursor);
+        row *next = &it->out[it->count++];
+        memcpy(next->id, key.mv_data, OS_ID_SIZE);
+        next->sound = os_store_row_read(&key, &value, &next->entry);
     }
-    os_lmdb_read_end(store->map, transaction);
-    return found == 0 || found == MDB_NOTFOUND ? OS_OK : os_lmdb_fail(failure, found, os_store_kind.name);
+    mdb_cursor_close(cursor);
+    return code == MDB_NOTFOUND ? 0 : code;
 }
 
 static bool same(const os_entry *left, const os_entry *right) {
@@ -93,7 +96,7 @@ static os_code forget(os_store *store, const row *one, os_failure *failure) {
         it->entry.segment = one->entry.segment;
         it->entry.offset = one->entry.offset;
     }
-    return os_store_enqueue(store, it, &ticket, failure);
+    return os_store_enqueue(store, it, false, &ticket, failure);
 }
 
 static os_code check_rows(check *it, bool repair, os_failure *failure) {
@@ -104,7 +107,9 @@ static os_code check_rows(check *it, bool repair, os_failure *failure) {
     if (rows == NULL)
         return os_fail(failure, OS_MEMORY, "store: no memory");
     for (bool first = true; code == OS_OK && count == ROWS; first = false) {
-        code = next_rows(it->store, first ? NULL : after, rows, &count, failure);
+        page next = {.store = it->store, .after = first ? NULL : after, .out = rows};
+        code = os_lmdb_read(it->store->map, next_rows, &next, failure);
+        count = next.count;
         for (size_t at = 0; code == OS_OK && at < count; at++) {
             if (row_is_bad(it, &rows[at]) && repair)
                 code = forget(it->store, &rows[at], failure);
@@ -115,36 +120,38 @@ static os_code check_rows(check *it, bool repair, os_failure *failure) {
     return code;
 }
 
-static void check_header(check *it, segment *one, bool repair) {
+static os_code check_header(check *it, const segment *one, bool repair, os_failure *failure) {
     os_store *store = it->store;
-    const os_env *env = store->env;
     uint8_t header[OS_SEGMENT_HEADER];
+    uint64_t ticket;
     bool pinned;
-    if (os_segment_pread(env, one->fd, header, sizeof header, 0, NULL) == OS_OK &&
+    if (os_segment_pread(store->env, one->fd, header, sizeof header, 0, NULL) == OS_OK &&
         os_segment_header_read(header, one->number, &pinned))
-        return;
+        return OS_OK;
     it->report->damaged_headers++;
     if (!repair)
-        return;
-    os_segment_header_write(header, one->number, one->pinned);
-    if (env->pwrite(env->context, one->fd, header, sizeof header, 0) != (ssize_t)sizeof header ||
-        env->fdatasync(env->context, one->fd) < 0)
-        os_store_note(store, "the header of segment %08x could not be repaired", one->number);
+        return OS_OK;
+    job *rewrite = os_store_job(store, JOB_HEADER, 0);
+    if (rewrite == NULL)
+        return os_fail(failure, OS_MEMORY, "store: no memory");
+    rewrite->entry.segment = one->number;
+    return os_store_enqueue(store, rewrite, false, &ticket, failure);
 }
 
 static os_code check_headers(check *it, bool repair, os_failure *failure) {
     os_store_segment *list;
     size_t count;
     os_code code = os_store_segments(it->store, &list, &count, failure);
+    if (code != OS_OK)
+        return code;
     for (size_t at = 0; code == OS_OK && at < count; at++) {
         segment *one = list[at].bytes > 0 ? os_store_find_segment(it->store, list[at].number) : NULL;
         if (one == NULL)
             continue;
-        check_header(it, one, repair);
+        code = check_header(it, one, repair, failure);
         os_store_release_segment(it->store, one);
     }
-    if (code == OS_OK)
-        free(list);
+    free(list);
     return code;
 }
 
@@ -153,6 +160,10 @@ os_code os_store_check(os_store *store, bool repair, os_store_report *out, os_fa
     os_code code = os_store_enter(store, failure);
     if (code != OS_OK)
         return code;
+    if (atomic_load(&store->broken)) {
+        os_store_leave(store);
+        return os_fail(failure, OS_CLOSED, "store: its map failed, want the store opened again");
+    }
     check it = {.store = store, .report = out};
     it.stored = malloc(OS_ENTRY_HEADER + OS_CHUNK_MAX);
     it.content = malloc(OS_CHUNK_MAX);
@@ -160,8 +171,8 @@ os_code os_store_check(os_store *store, bool repair, os_store_report *out, os_fa
                                                    : check_rows(&it, repair, failure);
     free(it.stored);
     free(it.content);
-    os_store_leave(store);
     if (code == OS_OK)
         code = check_headers(&it, repair, failure);
+    os_store_leave(store);
     return code == OS_OK ? os_store_flush(store, failure) : code;
 }

@@ -1,96 +1,9 @@
-/* The writer thread; os_store.c has the essay. Everything here runs in it, or in open before it runs. */
+/* The writer thread; os_store.c has the essay. Everything here runs in it, or after it has ended. */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "os_store_parts.h"
-
-void os_store_note(os_store *store, const char *format, ...) {
-    char line[512];
-    va_list arguments;
-    if (store->log == NULL)
-        return;
-    va_start(arguments, format);
-    if (vsnprintf(line, sizeof line, format, arguments) > 0)
-        os_log_write(store->log, "store: %s", line);
-    va_end(arguments);
-}
-
-void os_store_segment_name(uint32_t number, char out[16]) {
-    snprintf(out, 16, "seg-%08x", number);
-}
-
-static void remember(os_store *store, const os_failure *failure) {
-    os_store_note(store, "%s", failure->message);
-    pthread_mutex_lock(&store->queue_lock);
-    if (store->trouble.code == OS_OK)
-        store->trouble = *failure;
-    pthread_mutex_unlock(&store->queue_lock);
-}
-
-/* ---------------------------------------------------------------- the list of segments */
-
-segment *os_store_make_segment(os_store *store, uint32_t number, int fd, bool pinned) {
-    segment *it = store->env->allocate(store->env->context, sizeof *it);
-    if (it == NULL) {
-        store->env->close(store->env->context, fd);
-        return NULL;
-    }
-    memset(it, 0, sizeof *it);
-    it->number = number;
-    it->pinned = pinned;
-    it->fd = fd;
-    atomic_store(&it->references, 1);
-    return it;
-}
-
-bool os_store_add_segment(os_store *store, segment *it) {
-    pthread_rwlock_wrlock(&store->segments_lock);
-    bool room = store->segment_count < store->segment_room;
-    if (!room) {
-        size_t count = 2 * store->segment_room + 16;
-        segment **grown = realloc(store->segments, count * sizeof *grown);
-        if (grown != NULL) {
-            store->segments = grown;
-            store->segment_room = count;
-            room = true;
-        }
-    }
-    if (room)
-        store->segments[store->segment_count++] = it; /* numbers only grow */
-    pthread_rwlock_unlock(&store->segments_lock);
-    return room;
-}
-
-static void unlink_segment(os_store *store, uint32_t number) {
-    char name[16];
-    os_store_segment_name(number, name);
-    if (store->env->unlinkat(store->env->context, store->directory, name, 0) < 0 && errno != ENOENT)
-        os_store_note(store, "%s could not be deleted: %s", name, strerror(errno)); /* the next open tries again */
-}
-
-/* Takes those out of the list that wanted says, deletes their files. */
-static void remove_segments(os_store *store, bool (*wanted)(const segment *it)) {
-    for (size_t at = 0; at < store->segment_count;) {
-        segment *it = store->segments[at];
-        if (!wanted(it)) {
-            at++;
-            continue;
-        }
-        pthread_rwlock_wrlock(&store->segments_lock);
-        memmove(&store->segments[at], &store->segments[at + 1],
-                (--store->segment_count - at) * sizeof *store->segments);
-        pthread_rwlock_unlock(&store->segments_lock);
-        for (unsigned stream = 0; stream < STREAMS; stream++)
-            if (store->active[stream] == it)
-                store->active[stream] = NULL;
-        unlink_segment(store, it->number);
-        os_store_release_segment(store, it);
-    }
-}
 
 static bool is_going(const segment *it) {
     return it->going;
@@ -98,14 +11,6 @@ static bool is_going(const segment *it) {
 
 static bool never_committed(const segment *it) {
     return it->bytes == 0;
-}
-
-/* Writer only: the list does not change under it, so no lock. */
-static segment *own_segment(os_store *store, uint32_t number) {
-    for (size_t at = store->segment_count; at-- > 0;)
-        if (store->segments[at]->number == number)
-            return store->segments[at];
-    return NULL;
 }
 
 /* ---------------------------------------------------------------- appending */
@@ -141,7 +46,7 @@ static os_code new_segment(os_store *store, bool pinned, os_failure *failure) {
     store->directory_dirty = true;
     segment *it = os_store_make_segment(store, number, fd, pinned);
     if (it == NULL) {
-        unlink_segment(store, number);
+        os_store_unlink_segment(store, number);
         return os_fail(failure, OS_MEMORY, "store: no memory");
     }
     os_segment_header_write(header, number, pinned);
@@ -149,7 +54,7 @@ static os_code new_segment(os_store *store, bool pinned, os_failure *failure) {
     if (code == OS_OK && !os_store_add_segment(store, it))
         code = os_fail(failure, OS_MEMORY, "store: no memory");
     if (code != OS_OK) {
-        unlink_segment(store, number);
+        os_store_unlink_segment(store, number);
         os_store_release_segment(store, it);
         return code;
     }
@@ -160,6 +65,9 @@ static os_code new_segment(os_store *store, bool pinned, os_failure *failure) {
 
 static os_code append(os_store *store, job *it, os_failure *failure) {
     uint32_t size = OS_ENTRY_HEADER + it->entry.stored;
+    os_code room = os_store_take_room(store, size, failure);
+    if (room != OS_OK)
+        return room;
     segment *to = store->active[it->pinned];
     if (to != NULL && (uint64_t)to->written + size > store->segment_size && to->written > OS_SEGMENT_HEADER)
         store->active[it->pinned] = to = NULL;
@@ -175,23 +83,43 @@ static os_code append(os_store *store, job *it, os_failure *failure) {
     to->dirty = true;
     os_code code = write_all(store, to->fd, it->data, size, to->written, failure);
     if (code != OS_OK) {
-        store->active[it->pinned] = NULL;
+        if (failure->error != ENOSPC && failure->error != EDQUOT) /* else it goes on from here when there is space */
+            store->active[it->pinned] = NULL;
         return code;
     }
     to->written += size;
-    atomic_store(&to->used, atomic_fetch_add(&store->clock, 1) + 1);
+    os_store_use_segment(store, to);
     it->done = true;
     return OS_OK;
 }
 
+/* After a failure nothing more of this batch is tried: it would most likely fail as well. */
 static void append_all(os_store *store, job *batch) {
     os_failure failure = {0};
-    os_code code = store->broken ? os_fail(&failure, OS_CORRUPT, "store: its map failed, want it opened again") : OS_OK;
+    os_code code = OS_OK;
+    if (atomic_load(&store->broken))
+        return;
     for (job *it = batch; it != NULL; it = it->next)
         if (it->kind == JOB_PUT && code == OS_OK)
             code = append(store, it, &failure);
     if (code != OS_OK)
-        remember(store, &failure);
+        os_store_remember(store, &failure);
+}
+
+/* What the header says beside its number is known, so it can be made again; a sync that fails drops the segment. */
+static void write_headers(os_store *store, const job *batch) {
+    for (const job *it = batch; it != NULL; it = it->next) {
+        segment *to = it->kind == JOB_HEADER ? os_store_own_segment(store, it->entry.segment) : NULL;
+        uint8_t header[OS_SEGMENT_HEADER];
+        os_failure failure;
+        if (to == NULL)
+            continue;
+        os_segment_header_write(header, to->number, to->pinned);
+        if (write_all(store, to->fd, header, sizeof header, 0, &failure) == OS_OK)
+            to->dirty = true;
+        else
+            os_store_remember(store, &failure);
+    }
 }
 
 static void sync_all(os_store *store) {
@@ -208,8 +136,8 @@ static void sync_all(os_store *store) {
         if (error == 0)
             continue;
         os_fail_errno(&failure, error, "store: segment %08x is dropped: sync: %s", it->number, strerror(error));
-        it->going = true;
-        remember(store, &failure);
+        os_store_doom_segment(store, it);
+        os_store_remember(store, &failure);
     }
 }
 
@@ -217,13 +145,14 @@ static void sync_all(os_store *store) {
 
 static int commit_put(os_store *store, MDB_txn *transaction, const job *it) {
     os_entry there;
-    const segment *in = own_segment(store, it->entry.segment);
+    const segment *in = os_store_own_segment(store, it->entry.segment);
     if (!it->done || in == NULL || in->going)
         return 0;
     int code = os_store_row_get(store, transaction, it->entry.id, &there);
     if (code == 0) {
-        const segment *old = own_segment(store, there.segment);
-        if (old != NULL && !old->going && there.algorithm == it->entry.algorithm)
+        const segment *old = os_store_own_segment(store, there.segment);
+        bool better = there.codec == OS_CODEC_ZSTD && it->entry.codec == OS_CODEC_RAW;
+        if (old != NULL && !old->going && there.algorithm == it->entry.algorithm && !better)
             return 0; /* somebody put it a moment before; this copy is dead weight */
     }
     return code != 0 && code != MDB_NOTFOUND ? code : os_store_row_put(store, transaction, &it->entry);
@@ -241,6 +170,11 @@ static int commit_forget(os_store *store, MDB_txn *transaction, const job *it) {
     return os_store_row_delete(store, transaction, it->entry.id);
 }
 
+static bool number_is_going(void *context, uint32_t number) {
+    const segment *it = os_store_own_segment(context, number);
+    return it == NULL || it->going;
+}
+
 typedef struct batch {
     os_store *store;
     job *jobs;
@@ -250,17 +184,19 @@ static int commit_changes(void *context, MDB_txn *transaction) {
     const batch *all = context;
     os_store *store = all->store;
     int code = 0;
+    bool any_going = false;
     for (size_t at = 0; code == 0 && at < store->segment_count; at++) {
         segment *it = store->segments[at];
         uint64_t used = atomic_load(&it->used);
         if (it->going) {
-            if (!never_committed(it))
-                code = os_store_segment_delete(store, transaction, it->number);
+            any_going |= !never_committed(it);
         } else if (it->written != it->bytes || used != atomic_load(&it->saved_used)) {
             code = os_store_segment_put(store, transaction, it, it->written, used);
             atomic_store(&it->saved_used, used);
         }
     }
+    if (code == 0 && any_going)
+        code = os_store_segments_delete(store, transaction, number_is_going, store);
     for (const job *it = all->jobs; code == 0 && it != NULL; it = it->next)
         if (it->kind == JOB_PUT)
             code = commit_put(store, transaction, it);
@@ -275,7 +211,14 @@ static void committed(os_store *store) {
         if (!store->segments[at]->going)
             store->segments[at]->bytes = store->segments[at]->written;
     pthread_rwlock_unlock(&store->segments_lock);
-    remove_segments(store, is_going);
+    os_store_remove_segments(store, is_going);
+}
+
+static void give_up_map(os_store *store) {
+    atomic_store(&store->broken, true);
+    if (store->env->unlinkat(store->env->context, store->directory, "data.mdb", 0) < 0 && errno != ENOENT)
+        os_store_note(store, "data.mdb could not be deleted: %s", strerror(errno));
+    os_store_note(store, "the map failed; it is made again when the store is next opened");
 }
 
 /* Segments that were written to are closed: what was appended stands after their committed ends, known to nobody. */
@@ -286,18 +229,15 @@ static void not_committed(os_store *store, const os_failure *failure) {
     for (size_t at = 0; at < store->segment_count; at++)
         if (!never_committed(store->segments[at]))
             store->segments[at]->written = store->segments[at]->bytes;
-    remove_segments(store, never_committed);
+    os_store_remove_segments(store, never_committed);
     if (failure->code == OS_LIMIT || failure->code == OS_MEMORY ||
         (failure->code == OS_SYSTEM && failure->error == ENOSPC))
         return; /* nothing was written that counts */
-    store->broken = true;
-    if (store->env->unlinkat(store->env->context, store->directory, "data.mdb", 0) < 0)
-        os_store_note(store, "data.mdb could not be deleted: %s", strerror(errno));
-    os_store_note(store, "the map failed; it is made again when the store is next opened");
+    give_up_map(store);
 }
 
 static bool anything_to_commit(os_store *store, const job *jobs) {
-    if (store->broken)
+    if (atomic_load(&store->broken))
         return false;
     for (const job *it = jobs; it != NULL; it = it->next)
         if (it->kind == JOB_FORGET)
@@ -320,32 +260,39 @@ static void commit(os_store *store, job *jobs) {
     else {
         for (job *it = jobs; it != NULL; it = it->next)
             it->done = false;
-        remember(store, &failure);
+        os_store_remember(store, &failure);
         not_committed(store, &failure);
     }
 }
 
 static void mark_drops(os_store *store, const job *batch) {
     for (const job *it = batch; it != NULL; it = it->next) {
-        segment *gone = it->kind == JOB_DROP ? own_segment(store, it->entry.segment) : NULL;
+        segment *gone = it->kind == JOB_DROP ? os_store_own_segment(store, it->entry.segment) : NULL;
         if (gone == NULL)
             continue;
-        gone->going = true;
-        for (unsigned stream = 0; stream < STREAMS; stream++)
-            if (store->active[stream] == gone)
-                store->active[stream] = NULL; /* before anything is appended: this batch does not go down with it */
+        os_store_doom_segment(store, gone); /* before anything is appended: this batch does not go down with it */
     }
 }
 
 static void count_lost(os_store *store, const job *batch) {
     for (const job *it = batch; it != NULL; it = it->next)
-        if (it->kind == JOB_PUT && (!it->done || own_segment(store, it->entry.segment) == NULL))
+        if (it->kind == JOB_PUT && (!it->done || os_store_own_segment(store, it->entry.segment) == NULL))
             atomic_fetch_add(&store->lost, 1);
 }
 
+static bool says_give_up(const job *batch) {
+    for (; batch != NULL; batch = batch->next)
+        if (batch->kind == JOB_GIVE_UP)
+            return true;
+    return false;
+}
+
 static void run_batch(os_store *store, job *batch) {
+    if (says_give_up(batch))
+        give_up_map(store);
     mark_drops(store, batch);
     append_all(store, batch);
+    write_headers(store, batch);
     sync_all(store);
     commit(store, batch);
     count_lost(store, batch);
@@ -353,40 +300,15 @@ static void run_batch(os_store *store, job *batch) {
 
 /* ---------------------------------------------------------------- the thread */
 
-/* Everything that is queued; NULL: stopping, and nothing is left. */
-static job *take_batch(os_store *store) {
-    pthread_mutex_lock(&store->queue_lock);
-    while (store->first == NULL && !store->stopping)
-        pthread_cond_wait(&store->work, &store->queue_lock);
-    job *batch = store->first;
-    store->first = store->last = NULL;
-    pthread_mutex_unlock(&store->queue_lock);
-    return batch;
-}
-
-static void settle(os_store *store, job *batch) {
-    uint64_t jobs = 0, bytes = 0;
-    while (batch != NULL) {
-        job *it = batch;
-        batch = it->next;
-        jobs++;
-        bytes += sizeof *it + it->entry.stored;
-        store->env->release(store->env->context, it);
-    }
-    pthread_mutex_lock(&store->queue_lock);
-    store->settled_jobs += jobs;
-    store->queued_bytes -= bytes;
-    pthread_cond_broadcast(&store->room);
-    pthread_cond_broadcast(&store->settled);
-    pthread_mutex_unlock(&store->queue_lock);
-}
-
 void *os_store_writer_main(void *context) {
     os_store *store = context;
-    for (job *batch; (batch = take_batch(store)) != NULL;) {
+    for (job *batch; (batch = os_store_take_batch(store)) != NULL;) {
         run_batch(store, batch);
-        settle(store, batch);
+        os_store_settle(store, batch);
     }
-    commit(store, NULL);
     return NULL;
+}
+
+void os_store_commit_use(os_store *store) {
+    commit(store, NULL);
 }

@@ -1,5 +1,6 @@
-/* Store: os_store for Python. cache/store.py is what programs use: it adds the quota. */
-#include "os_store.h"
+/* Store: os_store for Python. cache/store.py is what programs use. */
+#include "py_store.h"
+
 #include "py_common.h"
 
 #include <stdlib.h>
@@ -12,13 +13,14 @@ typedef struct py_store {
 static PyTypeObject *segment_type, *report_type, *statistics_type; /* immutable once the module is made */
 
 static int store_init(PyObject *object, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"", "segment_size", "queue_size", "level", "log", NULL};
+    static char *names[] = {"", "segment_size", "queue_size", "level", "log", "quota", "floor", NULL};
     py_store *self = (py_store *)object;
     PyObject *path;
     unsigned segment_size = 0, queue_size = 0;
     int level = 3, log = -1;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O&|$IIii:Store", names, PyUnicode_FSConverter, &path,
-                                     &segment_size, &queue_size, &level, &log))
+    unsigned long long quota = 0, floor = 0;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O&|$IIiiKK:Store", names, PyUnicode_FSConverter, &path,
+                                     &segment_size, &queue_size, &level, &log, &quota, &floor))
         return -1;
     if (self->store != NULL) {
         PyErr_SetString(PyExc_ValueError, "Store: made already");
@@ -28,8 +30,12 @@ static int store_init(PyObject *object, PyObject *arguments, PyObject *keywords)
     os_failure failure = {0};
     os_store *store;
     os_log_init(&self->log, &os_env_system, log);
-    os_store_options options = {
-        .log = &self->log, .segment_size = segment_size, .queue_size = queue_size, .level = level};
+    os_store_options options = {.log = &self->log,
+                                .segment_size = segment_size,
+                                .queue_size = queue_size,
+                                .level = level,
+                                .quota = quota,
+                                .floor = floor};
     const char *name = PyBytes_AS_STRING(path);
     os_code code;
     Py_BEGIN_ALLOW_THREADS;
@@ -56,6 +62,13 @@ static void store_dealloc(PyObject *object) {
     }
     type->tp_free(object);
     Py_DECREF(type);
+}
+
+os_store *os_py_store_of(PyObject *object) {
+    if (Py_TYPE(object)->tp_dealloc == store_dealloc && ((py_store *)object)->store != NULL)
+        return ((py_store *)object)->store;
+    PyErr_SetString(PyExc_TypeError, "store: want a Store");
+    return NULL;
 }
 
 static os_store *made(PyObject *object) {
@@ -159,6 +172,19 @@ static PyObject *store_segments(PyObject *object, PyObject *ignored) {
     return out;
 }
 
+static PyObject *store_seen(PyObject *object, PyObject *argument) {
+    os_store *store = made(object);
+    Py_buffer id;
+    if (store == NULL || PyObject_GetBuffer(argument, &id, PyBUF_SIMPLE) < 0)
+        return NULL;
+    os_failure failure = {0};
+    bool sound = id.len == OS_ID_SIZE, seen = sound && os_store_seen(store, id.buf);
+    if (!sound)
+        os_fail(&failure, OS_CORRUPT, "chunk id: got %zd bytes, want 32", id.len);
+    PyBuffer_Release(&id);
+    return sound ? PyBool_FromLong(seen) : os_py_raise(&failure);
+}
+
 static PyObject *store_drop(PyObject *object, PyObject *argument) {
     os_store *store = made(object);
     unsigned long number = store == NULL ? 0 : PyLong_AsUnsignedLong(argument);
@@ -202,9 +228,9 @@ static PyObject *store_statistics(PyObject *object, PyObject *ignored) {
     os_store_statistics about;
     if (os_store_statistics_of(store, &about, &failure) != OS_OK)
         return os_py_raise(&failure);
-    return os_py_record(statistics_type, 12, about.chunks, about.segments, about.bytes, about.hits, about.misses,
-                        about.puts, about.known, about.damaged, about.damaged_rows, about.lost, about.queued,
-                        about.rebuilt);
+    return os_py_record(statistics_type, 14, about.chunks, about.segments, about.bytes, about.hits, about.misses,
+                        about.puts, about.known, about.damaged, about.damaged_rows, about.lost, about.evicted,
+                        about.queued, about.rebuilt, about.broken);
 }
 
 static PyObject *store_close(PyObject *object, PyObject *ignored) {
@@ -231,6 +257,7 @@ static PyMethodDef methods[] = {
     {"put", KEYWORDS(store_put), "put(id, data, *, algorithm=1, compress=True, pinned=False): verified, then queued."},
     {"get", KEYWORDS(store_get), "get(id, *, algorithm=1) -> verified bytes, or None."},
     {"flush", store_flush, METH_NOARGS, "Waits until what was put is durable; raises what went wrong since the last."},
+    {"seen", store_seen, METH_O, "seen(id) -> whether it was asked about before, roughly."},
     {"segments", store_segments, METH_NOARGS, "A list of StoreSegment, ascending by number."},
     {"drop", store_drop, METH_O, "drop(number): deletes a segment and forgets its chunks."},
     {"check", KEYWORDS(store_check), "check(*, repair=False) -> StoreReport, after everything was read and hashed."},
@@ -242,7 +269,8 @@ static PyMethodDef methods[] = {
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, "Store(path, *, segment_size=0, queue_size=0, level=3, log=-1): the chunk store in a directory."},
+    {Py_tp_doc, "Store(path, *, segment_size=0, queue_size=0, level=3, log=-1, quota=0, floor=0): the chunk store in a "
+                "directory."},
     {Py_tp_init, store_init},
     {Py_tp_dealloc, store_dealloc},
     {Py_tp_methods, methods},
@@ -256,13 +284,13 @@ static PyStructSequence_Field segment_fields[] = {
 static PyStructSequence_Field report_fields[] = {{"chunks", NULL},       {"bytes", NULL},           {"damaged", NULL},
                                                  {"damaged_rows", NULL}, {"damaged_headers", NULL}, {NULL, NULL}};
 static PyStructSequence_Field statistics_fields[] = {
-    {"chunks", NULL}, {"segments", NULL}, {"bytes", NULL},   {"hits", NULL},         {"misses", NULL},
-    {"puts", NULL},   {"known", NULL},    {"damaged", NULL}, {"damaged_rows", NULL}, {"lost", NULL},
-    {"queued", NULL}, {"rebuilt", NULL},  {NULL, NULL}};
+    {"chunks", NULL},  {"segments", NULL}, {"bytes", NULL},   {"hits", NULL},         {"misses", NULL},
+    {"puts", NULL},    {"known", NULL},    {"damaged", NULL}, {"damaged_rows", NULL}, {"lost", NULL},
+    {"evicted", NULL}, {"queued", NULL},   {"rebuilt", NULL}, {"broken", NULL},       {NULL, NULL}};
 
 static PyStructSequence_Desc segment_record = {"cext._native.StoreSegment", NULL, segment_fields, 4};
 static PyStructSequence_Desc report_record = {"cext._native.StoreReport", NULL, report_fields, 5};
-static PyStructSequence_Desc statistics_record = {"cext._native.StoreStatistics", NULL, statistics_fields, 12};
+static PyStructSequence_Desc statistics_record = {"cext._native.StoreStatistics", NULL, statistics_fields, 14};
 
 static int add_record(PyObject *module, PyTypeObject **type, PyStructSequence_Desc *record, const char *name) {
     if (*type == NULL)

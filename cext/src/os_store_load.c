@@ -1,10 +1,10 @@
 /* Opening: what the map says and what the directory holds are made to agree.
  *
- *   a file without a row    was made by a batch that never committed: deleted
- *   a row without a file    somebody deleted it: its chunks are forgotten
- *   no map, a damaged one, or one that was not finished: made again from the headers in the segments. Their stored
- * bytes are not read: every later read verifies them anyway. a damaged segment header: with a map it does not matter
- * (check repairs it); without one the segment is deleted. */
+ * - A file without a row was made by a batch that never committed: deleted.
+ * - A row without a file, or with one that cannot be opened: its chunks are forgotten.
+ * - No map, a damaged one, or one that was not finished: made again from the headers in the segments. Their stored
+ * bytes are not read (every later read verifies them) but where two entries claim one chunk.
+ * - A damaged segment header: with a map it does not matter, check repairs it; without one the segment is deleted. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -67,14 +67,6 @@ static os_code list_files(os_store *store, numbers *files, os_failure *failure) 
     return OS_OK;
 }
 
-static os_code delete_file(os_store *store, uint32_t number, os_failure *failure) {
-    char name[16];
-    os_store_segment_name(number, name);
-    if (store->env->unlinkat(store->env->context, store->directory, name, 0) < 0 && errno != ENOENT)
-        return os_fail_errno(failure, errno, "store: %s: %s", name, strerror(errno));
-    return OS_OK;
-}
-
 static os_code open_segment(os_store *store, uint32_t number, segment **out, os_failure *failure) {
     const os_env *env = store->env;
     uint8_t header[OS_SEGMENT_HEADER] = {0};
@@ -106,70 +98,92 @@ static os_code keep_segment(os_store *store, segment *it, uint32_t bytes, uint64
 
 /* ---------------------------------------------------------------- with a map */
 
+static bool is_gone(void *context, uint32_t number) {
+    return has(context, number);
+}
+
 static int delete_rows(void *context, MDB_txn *transaction) {
     numbers *gone = ((void **)context)[0];
     os_store *store = ((void **)context)[1];
-    int code = 0;
-    for (size_t at = 0; code == 0 && at < gone->count; at++)
-        code = os_store_segment_delete(store, transaction, gone->list[at]);
-    return code;
+    return os_store_segments_delete(store, transaction, is_gone, gone);
+}
+
+typedef struct loading {
+    os_store *store;
+    const numbers *files;
+    numbers rows, gone; /* owned */
+    os_code code;       /* of what is not LMDB's */
+    os_failure *failure;
+} loading;
+
+/* Too many descriptors, or no memory: not the file's fault. */
+static bool will_pass(const os_failure *failure) {
+    return failure->code == OS_MEMORY || failure->error == EMFILE || failure->error == ENFILE ||
+           failure->error == ENOMEM;
 }
 
 /* One row of the segments table. */
-static os_code load_row(os_store *store, const numbers *files, numbers *rows, numbers *gone, const MDB_val *key,
-                        const MDB_val *value, os_failure *failure) {
+static os_code load_row(loading *it, const MDB_val *key, const MDB_val *value) {
     uint32_t number, bytes;
     uint64_t used;
-    segment *it;
+    segment *made = NULL;
+    os_failure why = {0};
+    os_store *store = it->store;
     if (!os_store_segment_read(key, value, &number, &bytes, &used))
-        return os_fail(failure, OS_CORRUPT, "store: a row of the map is damaged");
-    if (!add_number(rows, number) || (!has(files, number) && !add_number(gone, number)))
-        return os_fail(failure, OS_MEMORY, "store: no memory");
-    if (!has(files, number))
-        return OS_OK;
-    os_code code = open_segment(store, number, &it, failure);
-    return code == OS_OK ? keep_segment(store, it, bytes, used, failure) : code;
+        return os_fail(it->failure, OS_CORRUPT, "store: a row of the map is damaged");
+    bool there = has(it->files, number);
+    if (there && open_segment(store, number, &made, &why) != OS_OK) {
+        if (will_pass(&why)) {
+            if (it->failure != NULL)
+                *it->failure = why;
+            return why.code;
+        }
+        os_store_note(store, "%s", why.message);
+        there = false;
+    }
+    if ((there && !add_number(&it->rows, number)) || (!there && !add_number(&it->gone, number))) {
+        if (made != NULL)
+            os_store_release_segment(store, made);
+        return os_fail(it->failure, OS_MEMORY, "store: no memory");
+    }
+    return there ? keep_segment(store, made, bytes, used, it->failure) : OS_OK;
 }
 
-/* OS_MISSING: the map was never finished. OS_CORRUPT: its rows are damaged. */
-static os_code load_rows(os_store *store, const numbers *files, numbers *rows, numbers *gone, os_failure *failure) {
-    MDB_txn *transaction;
+static int load_rows(void *context, MDB_txn *transaction) {
+    loading *it = context;
     MDB_cursor *cursor;
     MDB_val key, value;
     uint32_t built;
-    os_code code = os_lmdb_read_begin(store->map, &transaction, failure);
-    if (code != OS_OK)
+    os_store *store = it->store;
+    int code = os_store_number_get(store, transaction, "built", &built);
+    if (code == 0)
+        code = os_store_number_get(store, transaction, "next", &store->next_number);
+    if (code == 0)
+        code = mdb_cursor_open(transaction, os_lmdb_table(store->map, TABLE_SEGMENTS), &cursor);
+    if (code != 0)
         return code;
-    int found = os_store_number_get(store, transaction, "built", &built);
-    if (found == 0)
-        found = os_store_number_get(store, transaction, "next", &store->next_number);
-    if (found == 0)
-        found = mdb_cursor_open(transaction, os_lmdb_table(store->map, TABLE_SEGMENTS), &cursor);
-    if (found == 0) {
-        while (code == OS_OK && (found = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)) == 0)
-            code = load_row(store, files, rows, gone, &key, &value, failure);
-        mdb_cursor_close(cursor);
-        if (code == OS_OK && found != MDB_NOTFOUND)
-            code = os_lmdb_fail(failure, found, os_store_kind.name);
-    } else
-        code = found == MDB_NOTFOUND ? OS_MISSING : os_lmdb_fail(failure, found, os_store_kind.name);
-    os_lmdb_read_end(store->map, transaction);
-    return code;
+    while (it->code == OS_OK && (code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)) == 0)
+        it->code = load_row(it, &key, &value);
+    mdb_cursor_close(cursor);
+    return code == MDB_NOTFOUND ? 0 : code;
 }
 
+/* OS_MISSING: the map was never finished. OS_CORRUPT: it is damaged. */
 static os_code load_map(os_store *store, const numbers *files, os_failure *failure) {
-    numbers rows = {0}, gone = {0};
-    os_code code = load_rows(store, files, &rows, &gone, failure);
+    loading it = {.store = store, .files = files, .failure = failure};
+    os_code code = os_lmdb_read(store->map, load_rows, &it, failure);
+    if (code == OS_OK)
+        code = it.code;
     for (size_t at = 0; code == OS_OK && at < files->count; at++)
-        if (!has(&rows, files->list[at]))
-            code = delete_file(store, files->list[at], failure);
-    if (code == OS_OK && gone.count > 0) {
-        void *context[] = {&gone, store};
+        if (!has(&it.rows, files->list[at]))
+            os_store_unlink_segment(store, files->list[at]);
+    if (code == OS_OK && it.gone.count > 0) {
+        void *context[] = {&it.gone, store};
         code = os_lmdb_write(store->map, delete_rows, context, failure);
-        os_store_note(store, "%zu segments are gone, their chunks are forgotten", gone.count);
+        os_store_note(store, "%zu segments are gone, their chunks are forgotten", it.gone.count);
     }
-    free(rows.list);
-    free(gone.list);
+    free(it.rows.list);
+    free(it.gone.list);
     return code;
 }
 
@@ -184,11 +198,28 @@ typedef struct filling {
     os_code scan_code;
 } filling;
 
+/* The later of two entries is the better one (the first was damaged, or a frame), unless a crash tore it. */
+static bool stored_is_whole(const filling *it, const os_entry *entry) {
+    uint8_t check[sizeof entry->check];
+    const os_env *env = it->store->env;
+    scratch *own = os_store_scratch(it->store);
+    if (own == NULL)
+        return false;
+    bool whole = os_segment_pread(env, it->from->fd, own->buffer, entry->stored,
+                                  (uint64_t)entry->offset + OS_ENTRY_HEADER, NULL) == OS_OK;
+    if (whole) {
+        os_entry_check(own->buffer, entry->stored, check);
+        whole = memcmp(check, entry->check, sizeof check) == 0;
+    }
+    os_store_scratch_back(it->store, own);
+    return whole;
+}
+
 static os_code fill_entry(void *context, const os_entry *entry) {
     filling *it = context;
     os_entry there;
     it->map_code = os_store_row_get(it->store, it->transaction, entry->id, &there);
-    if (it->map_code == MDB_NOTFOUND)
+    if (it->map_code == MDB_NOTFOUND || (it->map_code == 0 && stored_is_whole(it, entry)))
         it->map_code = os_store_row_put(it->store, it->transaction, entry);
     return it->map_code == 0 ? OS_OK : OS_LIMIT; /* any code that stops the scan */
 }
@@ -211,32 +242,43 @@ static int finish(void *context, MDB_txn *transaction) {
     return code != 0 ? code : os_store_number_put(store, transaction, "built", 1);
 }
 
+/* One segment into the map; one that cannot be used is deleted. */
+static os_code rebuild_segment(os_store *store, uint32_t number, os_failure *failure) {
+    filling it = {.store = store};
+    os_failure why = {0};
+    os_code code = open_segment(store, number, &it.from, &why);
+    if (code != OS_OK && will_pass(&why)) {
+        if (failure != NULL)
+            *failure = why;
+        return code;
+    }
+    store->next_number = number + 1;
+    if (code == OS_OK) {
+        code = os_lmdb_write(store->map, fill_segment, &it, failure);
+        if (code == OS_OK && it.scan_code == OS_OK)
+            return keep_segment(store, it.from, it.end, number, failure);
+        os_store_release_segment(store, it.from);
+        if (code != OS_OK)
+            return code;
+    }
+    os_store_note(store, "segment %08x can't be used and is dropped", number); /* rows that it left name nothing */
+    os_store_unlink_segment(store, number);
+    return OS_OK;
+}
+
 static os_code rebuild(os_store *store, const numbers *files, os_failure *failure) {
     os_code code = OS_OK;
     store->next_number = 1;
-    for (size_t at = 0; code == OS_OK && at < files->count; at++) {
-        filling it = {.store = store};
-        code = open_segment(store, files->list[at], &it.from, failure);
-        if (code != OS_OK)
-            return code;
-        code = os_lmdb_write(store->map, fill_segment, &it, failure);
-        if (code == OS_OK && it.scan_code == OS_OK) {
-            code = keep_segment(store, it.from, it.end, it.from->number, failure);
-            continue;
-        }
-        os_store_release_segment(store, it.from);
-        if (code == OS_OK) { /* rows that it left name a segment that is not there */
-            os_store_note(store, "segment %08x can't be read and is dropped", files->list[at]);
-            store->next_number = files->list[at] + 1;
-            code = delete_file(store, files->list[at], failure);
-        }
-    }
+    for (size_t at = 0; code == OS_OK && at < files->count; at++)
+        code = rebuild_segment(store, files->list[at], failure);
     store->rebuilt = files->count > 0;
     return code == OS_OK ? os_lmdb_write(store->map, finish, store, failure) : code;
 }
 
 static os_code open_map(os_store *store, os_failure *failure) {
-    return os_lmdb_open(store->path, &os_store_kind, 0, &store->map, failure);
+    os_code code = os_lmdb_open(store->path, &os_store_kind, 0, &store->map, failure);
+    store->rows = (os_lmdb_rows){store->map, &store->damaged_rows};
+    return code;
 }
 
 /* Closes the map, if it is open, and deletes it; what was loaded by it is let go. */
@@ -261,13 +303,14 @@ static void choose_active(os_store *store) {
     }
 }
 
-os_code os_store_load(os_store *store, os_failure *failure) {
+os_code os_store_load(os_store *store, os_failure *out) {
     numbers files = {0};
+    os_failure own = {0}, *failure = out != NULL ? out : &own;
     os_code code = list_files(store, &files, failure);
     if (code == OS_OK && (code = open_map(store, failure)) == OS_OK)
         code = load_map(store, &files, failure);
-    if (code == OS_CORRUPT) {
-        os_store_note(store, "%s; the map is made again", failure != NULL ? failure->message : "damaged");
+    if (code == OS_CORRUPT || (code == OS_SYSTEM && failure->error == EIO)) {
+        os_store_note(store, "%s; the map is made again", failure->message);
         code = wipe_map(store, failure);
         if (code == OS_OK)
             code = OS_MISSING;
