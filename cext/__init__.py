@@ -34,6 +34,7 @@ from cext._native import (
     open_tree,
     pack_table,
     set_process_name,
+    sha256,
     umount2,
     unshare,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "pack_table",
     "parse_pack_table",
     "set_process_name",
+    "sha256",
     "umount2",
     "unshare",
 ]

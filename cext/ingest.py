@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from cext._native import IngestEngine, pack_columns
+from cext.record import Record
 
 if TYPE_CHECKING:
     from cext._native import ChunkMap
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
 Buffer = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class PackFile:
+class PackFile(Record):
     """A pack that an ingest wrote. name: in the ingest's directory. digest: SHA-256 of the file. size: bytes of it.
     table: the payload of its closing table (docs/format.md, section 3)."""
 
@@ -26,8 +24,7 @@ class PackFile:
     table: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class IngestResult:
+class IngestResult(Record):
     """What an ingest came to. known_packs: SHA-256 of older packs that hold chunks it met. content: bytes that went in,
     holes included. chunks: met; of those known_chunks in older packs, same_chunks met before. written: pack bytes."""
 
@@ -40,8 +37,7 @@ class IngestResult:
     written: int
 
 
-@dataclass(frozen=True, slots=True)
-class PackTable:
+class PackTable(Record):
     """The columns of a pack's closing table, in file order. Lengths in bytes; chunk ids of 32 bytes."""
 
     frame_clen: tuple[int, ...]
@@ -134,4 +130,6 @@ class Ingest:
     def _digest(self, name: str) -> bytes:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._directory)
         with os.fdopen(fd, "rb") as file:
+            import hashlib  # with OpenSSL, 2 ms: not on the way of `run`
+
             return hashlib.file_digest(file, "sha256").digest()

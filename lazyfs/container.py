@@ -21,11 +21,11 @@ import struct
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Literal, cast
 
 import cext
 from cext.errors import UnsupportedError
+from cext.record import Record
 from lazyfs import mount
 from lazyfs.errors import ContainerError, MountError
 from lazyfs.rootfs import Root, beneath, remove_tree
@@ -79,8 +79,7 @@ _TIOCSWINSZ = 0x5414
 _PTY_MAJORS = range(136, 144)
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Record):
     """How this host runs containers. runtime: a name or path, None for the first of crun, runc."""
 
     root: str
@@ -90,8 +89,7 @@ class Settings:
     seccomp: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(Record):
     """The OCI runtime."""
 
     path: str
@@ -173,8 +171,7 @@ def run_tree(
 # ---------------------------------------------------------------------- bundles
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
+class Bundle(Record):
     """One container's directory: <run-dir>/containers/<id>, locked while its client lives.
 
     scratch: directory for what the container writes, <root>/scratch/<id>.

@@ -21,11 +21,11 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
 from typing import Literal
 
 import cext
 from cext.errors import CorruptError, UnsupportedError
+from cext.record import Record, as_dict
 from lazyfs.errors import MountError
 from lazyfs.runtime_config import PrivateFile
 
@@ -52,8 +52,7 @@ _LOOP_TRIES = 16
 Mode = Literal["kernel"]
 
 
-@dataclass(frozen=True, slots=True)
-class MountRecord:
+class MountRecord(Record):
     """What ``mount`` did, for ``umount`` and for people. target is a real path."""
 
     id: str
@@ -283,8 +282,7 @@ def target_directory(path: str) -> Iterator[tuple[str, int]]:
         os.close(fd)
 
 
-@dataclass(frozen=True, slots=True)
-class TableRow:
+class TableRow(Record):
     """One row of the mount table, later rows lie over earlier ones."""
 
     target: str
@@ -338,7 +336,7 @@ class MountRecords:
         path = f"{self._path}/{record.id}.json"
         fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(fd, "w") as file:
-            json.dump(asdict(record), file)
+            json.dump(as_dict(record), file)
         os.rename(f"{path}.tmp", path)
 
     def remove(self, record: MountRecord) -> None:

@@ -43,6 +43,7 @@ from typing import Any, NoReturn
 
 import cext
 from cext.errors import OnesecError, UnsupportedError
+from cext.record import Record
 
 NAME = "onesec-objects"
 NOBODY = 65534
@@ -61,8 +62,7 @@ _OPEN_TREE_CLONE = 1
 _AT_FDCWD = -100
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectMount:
+class ObjectMount(Record):
     """A FUSE mount that is attached nowhere. tree: its root. fds: its connection, and a clone for each further
     thread; made now, because a request dies with the clone that it was read from. All owned.
     """

@@ -8,16 +8,15 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import cext
 from cext.errors import UnsupportedError
+from cext.record import Record
 from lazyfs import mount
 from lazyfs.errors import MountError
 
 
-@dataclass(frozen=True, slots=True)
-class KernelFeatures:
+class KernelFeatures(Record):
     """release: as uname gives it. Each flag: the kernel does it, here, for this process."""
 
     release: str

@@ -8,10 +8,10 @@ mounts or capabilities (CVE-2024-3154 and its relatives).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from cext.errors import CorruptError
+from cext.record import Record
 from lazyfs.errors import ContainerError
 
 Network = Literal["host", "none"]
@@ -64,8 +64,7 @@ KERNEL_TARGETS = (b"/proc", b"/dev", b"/sys")
 """Where the runtime mounts kernel file systems. They have to be real directories of the image's root."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageConfig:
+class ImageConfig(Record):
     """What of an image's config counts for running it."""
 
     entrypoint: tuple[str, ...] = ()
@@ -76,8 +75,7 @@ class ImageConfig:
     stop_signal: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Volume:
+class Volume(Record):
     """A host file or directory inside the container. destination is what the user typed; absolute."""
 
     source: str
@@ -85,25 +83,24 @@ class Volume:
     read_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PrivateFile:
+class PrivateFile(Record):
     """A file that exists in memory, for one container. name: without a slash."""
 
+    unshown = ("data",)
+
     name: str
-    data: bytes = field(repr=False)
+    data: bytes
     mode: int = 0o400
 
 
-@dataclass(frozen=True, slots=True)
-class Private:
+class Private(Record):
     """A directory of such files, read-only. Nothing of it is ever in a layer, not even where it was mounted."""
 
     destination: str
     files: tuple[PrivateFile, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
+class RunOptions(Record):
     """The words of ``run``."""
 
     command: tuple[str, ...] = ()
@@ -116,8 +113,7 @@ class RunOptions:
     private: tuple[Private, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Record):
     """Who the process runs as, in numbers."""
 
     uid: int = 0
@@ -126,8 +122,7 @@ class Identity:
     home: str = "/"
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(Record):
     """A mount with its destination resolved inside the root."""
 
     source: str
@@ -135,8 +130,7 @@ class Bind:
     read_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Record):
     """What the config needs to know of the host."""
 
     hostname: str
@@ -236,16 +230,14 @@ def resolve_user(user: str, passwd: bytes, group: bytes) -> Identity:
     return Identity(uid, gid, tuple(sorted(extra)), home)
 
 
-@dataclass(frozen=True, slots=True)
-class _Passwd:
+class _Passwd(Record):
     name: str
     uid: int
     gid: int
     home: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
+class _Group(Record):
     name: str
     gid: int
     members: tuple[str, ...]

@@ -22,11 +22,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn, cast
 
 from cext.errors import UsageError
+from cext.record import EMPTY, Record
 
 DEFAULT_ROOT = "/var/lib/onesec"
 DEFAULT_RUN_DIR = "/run/onesec"
@@ -36,8 +36,7 @@ LINGER_S = 600.0
 Scratch = Literal["disk", "memory"]
 
 
-@dataclass(frozen=True, slots=True)
-class RegistrySettings:
+class RegistrySettings(Record):
     """How one registry host is reached."""
 
     plain_http: bool = False
@@ -45,8 +44,7 @@ class RegistrySettings:
     mirrors: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RunSettings:
+class RunSettings(Record):
     """How containers are run."""
 
     runtime: str | None = None
@@ -55,15 +53,14 @@ class RunSettings:
     linger_s: float = LINGER_S
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(Record):
     """Everything a command has to know about the machine it works on. Paths are absolute."""
 
     root: Path
     run_dir: Path
     json: bool = False
     run: RunSettings = RunSettings()
-    registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
+    registries: Mapping[str, RegistrySettings] = EMPTY
 
 
 def load(

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
+from cext.record import Record
 from lazyfs.objects import Attachment, attach
 from onesec.config import Config
 from registry.image import OpenedImage, open_image
@@ -16,8 +16,7 @@ from registry.layout import Layout
 from registry.reference import Reference
 
 
-@dataclass(frozen=True, slots=True)
-class ServedImage:
+class ServedImage(Record):
     """An image whose objects are answered for.
 
     objects: descriptor of the domain's object mount, borrowed from the attachment.

@@ -13,7 +13,6 @@ import mmap
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import cext
@@ -40,7 +39,6 @@ _BLOB_ROW = struct.Struct("<32sQII")
 _EROFS_INODES = struct.Struct("<Q")  # at byte 16 of the super block, which is at 1024
 
 
-@dataclass(slots=True)
 class OpenedImage:
     """An image ready to be mounted. All descriptors are owned and closed by `close`; `with` does it.
 
@@ -48,17 +46,27 @@ class OpenedImage:
     lease: keeps gc away; hand a copy of its descriptor to whoever serves the image.
     """
 
-    name: str
-    manifest: Manifest
-    domain: str
-    config: Mapping[str, Any]
-    erofs: int
-    erofs_path: str
-    tables: int
-    tables_path: str
-    packs: int
-    lease: Lease
-    _closed: bool = field(default=False, repr=False)
+    def __init__(
+        self,
+        name: str,
+        manifest: Manifest,
+        domain: str,
+        config: Mapping[str, Any],
+        *,
+        erofs: tuple[int, str],
+        tables: tuple[int, str],
+        packs: int,
+        lease: Lease,
+    ) -> None:
+        self.name = name
+        self.manifest = manifest
+        self.domain = domain
+        self.config = config
+        self.erofs, self.erofs_path = erofs
+        self.tables, self.tables_path = tables
+        self.packs = packs
+        self.lease = lease
+        self._closed = False
 
     @property
     def digest(self) -> Digest:
@@ -113,7 +121,14 @@ def open_resolved(layout: Layout, resolved: Resolved, lease: Lease) -> OpenedIma
                 fds.append(fd)
         packs = layout.open_blobs()
         return OpenedImage(
-            resolved.name, manifest, resolved.domain, config, fds[0], paths[0], fds[1], paths[1], packs, lease
+            resolved.name,
+            manifest,
+            resolved.domain,
+            config,
+            erofs=(fds[0], paths[0]),
+            tables=(fds[1], paths[1]),
+            packs=packs,
+            lease=lease,
         )
     except BaseException:
         for fd in fds:

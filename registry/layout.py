@@ -18,16 +18,15 @@ flocks: they die with their process. A staging directory or lease whose flock is
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cext.errors import CorruptError
+from cext.record import Record, replace
 from registry.errors import BadBlobError, BadDocumentError, MissingBlobError, MissingImageError
 from registry.model import (
     DOCUMENT_MAX,
@@ -51,8 +50,7 @@ _STEP_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
 _COPY = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Tag:
+class Tag(Record):
     """A name in the layout. domain: whose pages the image may share, docs/architecture.md."""
 
     name: str
@@ -60,8 +58,7 @@ class Tag:
     domain: str
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(Record):
     """What a reference stands for. name: the tag that it was found under, without a digest."""
 
     name: str
@@ -264,6 +261,8 @@ class Layout:
 
     def verify_blob(self, blob: Descriptor, progress: Callable[[int], None] | None = None) -> None:
         """Reads the whole blob. Raises BadBlobError or MissingBlobError. progress: gets the bytes of each step."""
+        import hashlib  # with OpenSSL, 2 ms: not on the way of `run`
+
         hasher = hashlib.sha256()
         size = 0
         fd = self.open_blob(blob.digest)

@@ -6,13 +6,13 @@ depth and count before anything is believed, and a Digest exists only if its tex
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+import cext
+from cext.record import EMPTY, Record
 from registry.errors import BadBlobError, BadDocumentError
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -49,8 +49,7 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BRACKETS = re.compile(rb"[\[{]+|[\]}]+")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Digest:
+class Digest(Record):
     """`sha256:<64 lower-case hex digits>`; any other text raises ValueError, so that holding one means that it was
     checked.
     """
@@ -63,7 +62,7 @@ class Digest:
 
     @classmethod
     def of(cls, data: bytes) -> Digest:
-        return cls("sha256:" + hashlib.sha256(data).hexdigest())
+        return cls.from_bytes(cext.sha256(data))
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Digest:
@@ -79,6 +78,9 @@ class Digest:
 
     def __str__(self) -> str:
         return self.text
+
+    def __lt__(self, other: Digest) -> bool:
+        return self.text < other.text
 
 
 def parse_json(raw: bytes, what: str) -> Any:
@@ -113,14 +115,15 @@ def dump_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(Record):
     """size: bytes of the blob. platform: (os, architecture, variant), only in an index."""
+
+    unhashed = ("annotations",)
 
     media_type: str
     digest: Digest
     size: int
-    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    annotations: Mapping[str, str] = EMPTY
     platform: tuple[str, str, str] | None = None
     artifact_type: str | None = None
 
@@ -206,17 +209,19 @@ def _document(raw: bytes, what: str, key: str, media_types: Sequence[str]) -> tu
     return record, found
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Record):
     """raw: the bytes that digest is of. layers: in the order of the document."""
 
-    raw: bytes = field(repr=False)
+    unhashed = ("annotations",)
+    unshown = ("raw",)
+
+    raw: bytes
     digest: Digest
     media_type: str
     artifact_type: str | None
     config: Descriptor
     layers: tuple[Descriptor, ...]
-    annotations: Mapping[str, str] = field(hash=False)
+    annotations: Mapping[str, str]
 
     @classmethod
     def parse(cls, raw: bytes) -> Manifest:
@@ -262,11 +267,12 @@ class Manifest:
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(Record):
     """raw: the bytes that were parsed. manifests: in the order of the document."""
 
-    raw: bytes = field(repr=False)
+    unshown = ("raw",)
+
+    raw: bytes
     manifests: tuple[Descriptor, ...]
 
     @classmethod
@@ -283,8 +289,7 @@ class Index:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class LayerRecord:
+class LayerRecord(Record):
     """What one build step or one imported layer became.
 
     index: its layer index. packs: every pack that any of its chunks lives in, those that were known before included.

@@ -9,8 +9,8 @@ name is local; nothing is ever completed to docker.io behind the user's back.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+from cext.record import Record
 from registry.errors import BadReferenceError
 from registry.model import Digest
 
@@ -22,8 +22,7 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _NAME_MAX = 255  # distribution-spec: clients limit host and path together
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(Record):
     """host: None for a local name. tag: `latest` where neither a tag nor a digest was given."""
 
     host: str | None

@@ -28,7 +28,10 @@ DOORS: dict[str, tuple[str, ...]] = {
 }
 """Library -> the modules one of which imports it."""
 
-THIN_FORBIDDEN = ("trio", "httpx", "rich", "asyncio", "zstandard", "blake3", "pyfuse3", "ssl", "imagebuilder")
+THIN_FORBIDDEN = (
+    *("trio", "httpx", "rich", "asyncio", "zstandard", "blake3", "pyfuse3", "ssl", "imagebuilder"),
+    *("dataclasses", "inspect", "hashlib", "_hashlib"),
+)
 THIN_MODULES_MAX = 140
 """Modules that `run` or `mount` may load over a bare interpreter: 20 ms. Measured: see the failure message."""
 
