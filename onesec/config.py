@@ -15,7 +15,8 @@ that ONESEC_CONFIG names), the default. Unknown keys are refused: a setting with
     [registry."localhost:5000"]
     plain-http = true
     ca = "/path/ca.pem"
-    mirrors = ["mirror.example"]
+    mirrors = ["mirror.example"]        # asked first when an image is read
+    realms = ["login.example"]          # further hosts that may be given the password for a token
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class RegistrySettings(Record):
     plain_http: bool = False
     ca: Path | None = None
     mirrors: tuple[str, ...] = ()
+    realms: tuple[str, ...] = ()
 
 
 class RunSettings(Record):
@@ -120,7 +122,10 @@ def _run_settings(table: _Table) -> RunSettings:
 def _registry_settings(table: _Table) -> RegistrySettings:
     ca = table.text("ca")
     settings = RegistrySettings(
-        plain_http=table.flag("plain-http"), ca=None if ca is None else _absolute(ca), mirrors=table.texts("mirrors")
+        plain_http=table.flag("plain-http"),
+        ca=None if ca is None else _absolute(ca),
+        mirrors=table.texts("mirrors"),
+        realms=table.texts("realms"),
     )
     table.finish()
     return settings

@@ -1,4 +1,4 @@
-"""What can go wrong with names, documents and blobs.
+"""What can go wrong with names, documents and blobs, and with the registries that have them.
 
 OnesecError
 ├── UsageError
@@ -8,8 +8,15 @@ OnesecError
 │   └── BadDocumentError     a manifest, index or config is not what its media type says
 ├── MissingError
 │   ├── MissingBlobError     the layout lacks a blob that a document names
-│   └── MissingImageError    no image has this name
-└── SkopeoError              skopeo could not read the source
+│   ├── MissingImageError    no image has this name
+│   └── RemoteBlobsError     blobs that are needed here are only at a registry
+├── SkopeoError              skopeo could not read the source
+└── RegistryError            a registry did not do what was asked
+    ├── UnreachableError     no answer: name, connection, certificate, time-out, or it broke off
+    ├── BadAnswerError       an answer breaks the protocol, or its own promises
+    ├── DeniedError          it wants another login, or this one may not
+    ├── NotThereError        it has no such repository, tag or blob
+    └── RefusedError         it said no: any other status
 """
 
 from __future__ import annotations
@@ -48,9 +55,74 @@ class MissingImageError(MissingError):
         self.name = name
 
 
+class RemoteBlobsError(MissingError):
+    """name: the image's. count, total: its packs that are not here, of all. remote: where they are."""
+
+    def __init__(self, name: str, count: int, total: int, remote: str) -> None:
+        super().__init__(
+            f"image {name}: {count} of its {total} packs are not here but at {remote}",
+            hint=f"`onesec pull --all {remote} -t {name}` brings them",
+        )
+        self.name = name
+        self.count = count
+        self.total = total
+        self.remote = remote
+
+
 class SkopeoError(OnesecError):
     """status: skopeo's exit status."""
 
     def __init__(self, source: str, status: int, words: str) -> None:
         super().__init__(f"{source}: skopeo failed with status {status}: {words}")
+        self.status = status
+
+
+class RegistryError(OnesecError):
+    """host: who it was about, as the user or the registry named it. retry_after: seconds it asked for, or None."""
+
+    def __init__(
+        self,
+        host: str,
+        reason: str,
+        *,
+        hint: str | None = None,
+        retryable: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(f"{host}: {reason}", hint=hint)
+        self.host = host
+        self.retryable = retryable
+        self.retry_after = retry_after
+
+
+class UnreachableError(RegistryError):
+    pass
+
+
+class BadAnswerError(RegistryError):
+    pass
+
+
+class DeniedError(RegistryError):
+    pass
+
+
+class NotThereError(RegistryError):
+    pass
+
+
+class RefusedError(RegistryError):
+    """status: of the answer."""
+
+    def __init__(
+        self,
+        host: str,
+        status: int,
+        reason: str,
+        *,
+        hint: str | None = None,
+        retryable: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(host, reason, hint=hint, retryable=retryable, retry_after=retry_after)
         self.status = status

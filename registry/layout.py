@@ -32,6 +32,7 @@ from registry.model import (
     DOCUMENT_MAX,
     DOMAIN,
     REF_NAME,
+    REMOTE,
     Descriptor,
     Digest,
     Index,
@@ -51,19 +52,23 @@ _COPY = 1 << 20
 
 
 class Tag(Record):
-    """A name in the layout. domain: whose pages the image may share, docs/architecture.md."""
+    """A name in the layout. domain: whose pages the image may share, docs/architecture.md. remote: the registry's
+    repository (HOST/PATH) that has those of its packs that are not here.
+    """
 
     name: str
     manifest: Descriptor
     domain: str
+    remote: str | None = None
 
 
 class Resolved(Record):
-    """What a reference stands for. name: the tag that it was found under, without a digest."""
+    """What a reference stands for. name: the tag that it was found under, without a digest. remote: as in Tag."""
 
     name: str
     manifest: Manifest
     domain: str
+    remote: str | None = None
 
 
 class Lease:
@@ -285,7 +290,7 @@ class Layout:
         found = []
         for entry in self._index():
             if name := entry.annotations.get(REF_NAME):
-                found.append(Tag(name, entry, entry.annotations.get(DOMAIN, LOCAL_DOMAIN)))
+                found.append(_tag(name, entry))
         return tuple(sorted(found, key=lambda tag: tag.name))
 
     def _index(self) -> tuple[Descriptor, ...]:
@@ -296,13 +301,17 @@ class Layout:
             raise BadDocumentError(f"{self.images}/index.json", "missing") from error
         return Index.parse(raw, f"{self.images}/index.json").manifests
 
-    def tag(self, reference: Reference, manifest: Manifest, *, domain: str = LOCAL_DOMAIN) -> Tag:
-        """Gives the manifest, whose blobs are all there and synced, a name; the name's old meaning is forgotten."""
+    def tag(
+        self, reference: Reference, manifest: Manifest, *, domain: str = LOCAL_DOMAIN, remote: str | None = None
+    ) -> Tag:
+        """Gives the manifest, whose blobs are all there and synced, a name; the name's old meaning is forgotten. With a
+        remote, packs may be there instead.
+        """
         name = reference.name
-        annotations = {REF_NAME: name, DOMAIN: domain}
+        annotations = {REF_NAME: name, DOMAIN: domain} | ({} if remote is None else {REMOTE: remote})
         entry = replace(manifest.descriptor, annotations=annotations)
         self._change(lambda entries: [*(old for old in entries if old.annotations.get(REF_NAME) != name), entry])
-        return Tag(name, entry, domain)
+        return _tag(name, entry)
 
     def untag(self, reference: Reference) -> Tag:
         """Forgets a name. Blobs stay until gc."""
@@ -315,7 +324,7 @@ class Layout:
         self._change(without)
         if not gone:
             raise MissingImageError(reference.name)
-        return Tag(reference.name, gone[0], gone[0].annotations.get(DOMAIN, LOCAL_DOMAIN))
+        return _tag(reference.name, gone[0])
 
     def _change(self, change: Callable[[tuple[Descriptor, ...]], list[Descriptor]]) -> None:
         with self.naming():
@@ -347,13 +356,13 @@ class Layout:
         if reference.digest is None:
             for tag in self.tags():
                 if tag.name == reference.name:
-                    return Resolved(tag.name, self.manifest(tag.manifest.digest), tag.domain)
+                    return Resolved(tag.name, self.manifest(tag.manifest.digest), tag.domain, tag.remote)
             raise MissingImageError(str(reference))
         same = [tag for tag in self.tags() if tag.name.rpartition(":")[0] == reference.repository]
         if not same or not os.path.exists(self.blob_path(reference.digest)):
             raise MissingImageError(str(reference))
         tag = min(same, key=lambda tag: (tag.manifest.digest != reference.digest, tag.name))
-        return Resolved(tag.name, self.manifest(reference.digest), tag.domain)
+        return Resolved(tag.name, self.manifest(reference.digest), tag.domain, tag.remote)
 
     # ------------------------------------------------------------------ leases
 
@@ -446,6 +455,10 @@ class Layout:
         if not _STEP_KEY.fullmatch(key) or key.startswith("."):
             raise ValueError(f"step key {key[:100]!r}: want letters, digits, _ . : -")
         return f"{self.cache_path('steps')}/{key}"
+
+
+def _tag(name: str, entry: Descriptor) -> Tag:
+    return Tag(name, entry, entry.annotations.get(DOMAIN, LOCAL_DOMAIN), entry.annotations.get(REMOTE))
 
 
 def is_pack(fd: int) -> bool:

@@ -36,6 +36,7 @@ IMAGE_SIZE = "vnd.onesec.size"
 IMAGE_FILES = "vnd.onesec.files"
 REF_NAME = "org.opencontainers.image.ref.name"
 DOMAIN = "vnd.onesec.domain"
+REMOTE = "vnd.onesec.remote"  # in the layout's index.json: HOST/PATH, the repository that has all of the image's blobs
 
 DOCUMENT_MAX = 8 << 20  # bytes of a manifest, index or config; registries take 4 MiB
 DEPTH_MAX = 32

@@ -72,6 +72,20 @@ class Reference(Record):
         """Repository and tag: what a tag in the layout is called. A digest is left out."""
         return f"{self.repository}:{self.tag or 'latest'}"
 
+    def require_host(self) -> Reference:
+        """This reference, if it is one of a registry."""
+        if self.host is None:
+            raise BadReferenceError(str(self), "names no registry: want HOST/NAME")
+        return self
+
+    @property
+    def domain(self) -> str:
+        """The trust domain of what comes from there: the registry and the first component of the path."""
+        if self.host is None:
+            return "local"
+        first, slash, _ = self.path.partition("/")
+        return f"{self.host}/{'library' if self.host == 'docker.io' and not slash else first}"
+
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
         return f"{self.repository}{tag}" + (f"@{self.digest}" if self.digest else "")

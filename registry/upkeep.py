@@ -303,22 +303,26 @@ def verify_image(
 
 
 def _verify_pack(layout: Layout, blob: Descriptor) -> int:
-    """Decodes every frame and hashes every chunk. Returns the number of chunks."""
     fd = layout.open_blob(blob.digest)
     try:
-        table = cext.parse_pack_table(cext.pack_table(fd), blob.size)
-        offset = chunk = 0
-        rows = zip(table.frame_clen, table.frame_ulen, table.frame_chunks, strict=True)
-        for frame, (compressed, plain, count) in enumerate(rows):
-            content = memoryview(cext.decompress_frame(os.pread(fd, compressed, offset), plain))
-            offset += compressed
-            at = 0
-            for row in range(chunk, chunk + count):
-                length = table.chunk_length[row]
-                if cext.blake3(content[at : at + length]) != table.chunk_id[row]:
-                    raise BadBlobError(str(blob.digest), f"frame {frame}: chunk {row} is not what its id says")
-                at += length
-            chunk += count
-        return chunk
+        return verify_pack(fd, blob)
     finally:
         os.close(fd)
+
+
+def verify_pack(fd: int, blob: Descriptor) -> int:
+    """Decodes every frame of a pack file and hashes every chunk. Returns the number of chunks."""
+    table = cext.parse_pack_table(cext.pack_table(fd), blob.size)
+    offset = chunk = 0
+    rows = zip(table.frame_clen, table.frame_ulen, table.frame_chunks, strict=True)
+    for frame, (compressed, plain, count) in enumerate(rows):
+        content = memoryview(cext.decompress_frame(os.pread(fd, compressed, offset), plain))
+        offset += compressed
+        at = 0
+        for row in range(chunk, chunk + count):
+            length = table.chunk_length[row]
+            if cext.blake3(content[at : at + length]) != table.chunk_id[row]:
+                raise BadBlobError(str(blob.digest), f"frame {frame}: chunk {row} is not what its id says")
+            at += length
+        chunk += count
+    return chunk

@@ -31,6 +31,8 @@ EXIT_BROKEN_PIPE = 141
 COMMANDS: dict[str, str] = {
     "build": "build an image from a Python file",
     "import": "convert an image of another tool into a local one",
+    "push": "send an image to a registry",
+    "pull": "bring an image from a registry",
     "images": "list the local images",
     "inspect": "show an image's manifest and configuration",
     "rm": "remove a name from the local layout",

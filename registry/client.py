@@ -1,0 +1,379 @@
+"""Images and blobs of a registry, as values: the distribution API, the reading half (`registry/upload.py` writes).
+
+`Client` knows how registries are reached; `Repository` is one repository of one of them. Nothing is believed: a
+manifest is hashed before it is parsed, a blob while it is written, and an answer to a range has to be that range.
+
+    async with HttpTransport(hosts) as transport:
+        repository = Client(Surroundings(transport, hosts, login)).repository(Reference.parse("ghcr.io/me/app:v2"))
+        manifest = await repository.resolve()
+        data = await repository.read_range(manifest.config, 0, 100)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+import trio
+
+from registry.auth import Scope
+from registry.errors import (
+    BadAnswerError,
+    BadDocumentError,
+    NotThereError,
+    RegistryError,
+)
+from registry.layout import Layout, write_all
+from registry.model import (
+    DOCKER_INDEX,
+    DOCKER_MANIFEST,
+    DOCUMENT_MAX,
+    IMAGE,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Digest,
+    Index,
+    Manifest,
+    parse_json,
+)
+from registry.origin import DOCKER_IO, Hosts, origin_of, parse_date, redirected, settings_for, signed_until
+from registry.reference import Reference
+from registry.session import Answer, Session, Surroundings, parse_length
+
+_MANIFESTS = ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX))
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+_NEXT = re.compile(r'<([^<>]+)>(?=[^,]*;\s*rel="?next"?(?:[;,\s]|$))')
+_PAGES_MAX = 1000
+_TAGS_MAX = 1_000_000
+_NESTED_MAX = 3  # an index in an index in an index
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+T = TypeVar("T")
+SIGNED_SECONDS = 120.0  # how long a URL on another host counts as good if it does not say
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where ranges of a blob can be had without asking the registry again.
+
+    headers: to be sent with each request, secrets among them; only to this URL. expires_at, renew_at: seconds of
+    time.monotonic (CLOCK_MONOTONIC), inf if it does not end; whoever uses it asks for a new one from renew_at on.
+    """
+
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    expires_at: float
+    renew_at: float
+
+
+class Client:
+    """Sessions are shared by all repositories of the same name, so that their tokens are."""
+
+    def __init__(self, world: Surroundings) -> None:
+        self._world = world
+        self._sessions: dict[tuple[str, str], Session] = {}
+
+    def repository(self, reference: Reference, *, push: bool = False) -> Repository:
+        """reference: of a registry. push: what is asked of it is part of a push, and so is the login."""
+        host = reference.require_host().host
+        assert host is not None
+        mirrors = settings_for(self._world.hosts, host).mirrors
+        path = reference.path
+        if host == DOCKER_IO and "/" not in path:
+            path = f"library/{path}"
+        sessions = [self._session(name, path) for name in (*mirrors, host)]
+        return Repository(reference, path, sessions, self._world.hosts, self._world.clock, push=push)
+
+    def _session(self, host: str, path: str) -> Session:
+        if (host, path) not in self._sessions:
+            self._sessions[host, path] = Session(host, path, self._world)
+        return self._sessions[host, path]
+
+
+class Repository:
+    """reference: as given. Reads ask the mirrors first and the registry itself last; writes only the latter."""
+
+    def __init__(
+        self,
+        reference: Reference,
+        path: str,
+        sessions: Sequence[Session],
+        hosts: Hosts,
+        clock: Callable[[], float],
+        *,
+        push: bool = False,
+    ) -> None:
+        self.reference = reference
+        self.path = path
+        self.hosts = hosts
+        *self._mirrors, self.session = sessions
+        self._clock = clock
+        self._scope = Scope(path, push=push)
+
+    async def _first(self, ask: Callable[[Session], Awaitable[T]]) -> T:
+        """What the first source answers that does not fail."""
+        for session in self._mirrors:
+            try:
+                return await ask(session)
+            except RegistryError:
+                continue
+        return await ask(self.session)
+
+    # ------------------------------------------------------------------ documents
+
+    async def resolve(self) -> Manifest:
+        """The image that the reference names; of an index, ours or the only one in it."""
+        wanted = self.reference.digest
+        raw = await self._manifest(str(wanted or self.reference.tag), wanted)
+        for _ in range(_NESTED_MAX):
+            if not _is_index(raw):
+                return Manifest.parse(raw)
+            chosen = choose(Index.parse(raw, f"index {self.reference}").manifests, str(self.reference))
+            raw = await self._manifest(str(chosen.digest), chosen.digest)
+        raise BadDocumentError(str(self.reference), f"indexes nested more than {_NESTED_MAX} deep")
+
+    async def _manifest(self, name: str, wanted: Digest | None) -> bytes:
+        """The bytes of a manifest or index, hashed: they are what was asked for, as far as that was said."""
+        try:
+            return await self._first(lambda session: self._manifest_at(session, name, wanted))
+        except NotThereError as error:
+            joint = "@" if ":" in name else ":"
+            raise NotThereError(error.host, f"has no image {self.path}{joint}{name}") from error
+
+    async def _manifest_at(self, session: Session, name: str, wanted: Digest | None) -> bytes:
+        url = f"{self.path}/manifests/{name}"
+        raw, answer = await session.document(url, self._scope, DOCUMENT_MAX, accept=_MANIFESTS)
+        got = Digest.of(raw)
+        promised = answer.response.header("docker-content-digest")
+        for want in (None if wanted is None else str(wanted), promised):
+            if want is not None and want.startswith("sha256:") and want != str(got):
+                raise BadAnswerError(session.host, f"manifest {name}: got {got}, want {want}")
+        kind = (answer.response.header("content-type") or "").partition(";")[0].strip().lower()
+        if kind == "text/html" or raw[:1] not in (b"{", b" ", b"\n", b"\t", b"\r"):
+            raise BadAnswerError(session.host, f"does not answer like a registry: got {kind or 'no content type'}")
+        return raw
+
+    async def tags(self) -> tuple[str, ...]:
+        """All tags, in the registry's order."""
+        found: list[str] = []
+        async for document in self._pages(f"{self.path}/tags/list?n=1000"):
+            page = document.get("tags") or []
+            if not isinstance(page, list) or not all(isinstance(tag, str) and len(tag) <= 128 for tag in page):
+                raise BadAnswerError(self.session.host, "tags: want a list of tags")
+            found += page
+            if len(found) > _TAGS_MAX:
+                raise BadAnswerError(self.session.host, f"tags: got more than {_TAGS_MAX}")
+        return tuple(found)
+
+    async def referrers(self, digest: Digest, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
+        """Manifests whose subject is digest: by the API, else from the tag that stands in for it."""
+        query = f"?{urlencode({'artifactType': artifact_type})}" if artifact_type else ""
+        found: list[Descriptor] = []
+        try:
+            async for document in self._pages(f"{self.path}/referrers/{digest}{query}", accept=OCI_INDEX):
+                found += _manifests(document, self.session.host)
+        except (NotThereError, BadAnswerError):
+            try:
+                raw = await self._manifest(f"sha256-{digest.hex}", None)
+            except NotThereError:
+                return ()
+            found = list(Index.parse(raw, f"referrers of {digest}").manifests)
+        return tuple(one for one in found if artifact_type in (None, one.artifact_type))
+
+    async def _pages(self, url: str, accept: str = "application/json") -> AsyncIterator[dict[str, Any]]:
+        session = self.session
+        for _ in range(_PAGES_MAX):
+            raw, answer = await session.document(url, self._scope, DOCUMENT_MAX, accept=accept)
+            try:
+                document = parse_json(raw, f"answer of {session.host}")
+            except BadDocumentError as error:
+                raise BadAnswerError(session.host, "does not answer like a registry: got no JSON") from error
+            if not isinstance(document, dict):
+                raise BadAnswerError(session.host, "answer: want an object")
+            yield document
+            match = _NEXT.search(answer.response.header("link") or "")
+            if match is None:
+                return
+            url = redirected(answer.url, match[1], self.hosts, session.host)
+            if origin_of(url, session.host) != origin_of(session.base, session.host):
+                raise BadAnswerError(session.host, "its next page is on another host")
+        raise BadAnswerError(session.host, f"list: got more than {_PAGES_MAX} pages")
+
+    # ------------------------------------------------------------------ blobs
+
+    async def has_blob(self, blob: Descriptor) -> bool:
+        """Whether the registry itself has a blob of this digest and size."""
+        try:
+            async with self.session.request("HEAD", self._blob(blob), self._scope) as answer:
+                length = parse_length(answer.response.header("content-length"), self.session.host)
+        except NotThereError:
+            return False
+        if length not in (None, blob.size):
+            raise BadAnswerError(self.session.host, f"blob {blob.digest}: got {length} bytes, want {blob.size}")
+        return True
+
+    async def read_range(self, blob: Descriptor, offset: int, length: int) -> bytes:
+        """Exactly these bytes; not verified, since only the whole blob has a digest."""
+        if not 0 < length <= blob.size - offset or offset < 0:
+            raise ValueError(f"range {offset}+{length} of {blob.size} bytes")
+        return await self._first(lambda session: self._range_at(session, blob, offset, length))
+
+    async def _range_at(self, session: Session, blob: Descriptor, offset: int, length: int) -> bytes:
+        failures = 0
+        while True:
+            async with self._open(session, blob, offset, length) as answer:
+                try:
+                    return b"".join([piece async for piece in exactly(answer, length, session.host)])
+                except RegistryError as error:
+                    broken = error
+            await session.pause((failures := failures + 1), broken)
+
+    async def fetch_blob(
+        self,
+        layout: Layout,
+        blob: Descriptor,
+        *,
+        progress: Callable[[int], None] | None = None,
+        judge: Callable[[int], object] | None = None,
+    ) -> None:
+        """Brings a whole blob into the layout: hashed while it is written, synced, then named. Call it inside
+        `writing`; the name is durable after `layout.sync`. A connection that breaks off goes on where it was.
+        judge: gets the finished file, in a thread; what it raises keeps the blob out.
+        """
+        await self._first(lambda session: self._fetch_at(session, layout, blob, progress or (lambda size: None), judge))
+
+    async def _fetch_at(
+        self,
+        session: Session,
+        layout: Layout,
+        blob: Descriptor,
+        progress: Callable[[int], None],
+        judge: Callable[[int], object] | None,
+    ) -> None:
+        with layout.staging() as staging:
+            with staging.file("blob") as fd:
+                try:
+                    got = await self._download(session, blob, fd, progress)
+                    if got != blob.digest:
+                        raise BadAnswerError(session.host, f"blob {blob.digest}: content is {got}")
+                    if judge is not None:
+                        await trio.to_thread.run_sync(judge, fd)
+                    await trio.to_thread.run_sync(os.fsync, fd)  # the one at the block's end then has nothing to do
+                except BaseException:
+                    progress(-os.fstat(fd).st_size)  # whoever counts should not see these bytes twice
+                    raise
+            staging.adopt("blob", blob.digest)
+
+    async def _download(self, session: Session, blob: Descriptor, fd: int, progress: Callable[[int], None]) -> Digest:
+        """Writes the blob to fd, from its position 0 on. Returns the digest of what was written."""
+        hasher = hashlib.sha256()
+        at = failures = 0
+        while at < blob.size:
+            begin, broken = at, None
+            async with self._open(session, blob, at, blob.size - at) as answer:
+                try:
+                    async for piece in exactly(answer, blob.size - at, session.host):
+                        write_all(fd, piece)
+                        hasher.update(piece)
+                        at += len(piece)
+                        progress(len(piece))
+                except RegistryError as error:
+                    broken = error
+            if broken is not None:
+                failures = 1 if at > begin else failures + 1  # only what does not move at all is given up
+                await session.pause(failures, broken)
+        return Digest("sha256:" + hasher.hexdigest())
+
+    async def blob_location(self, blob: Descriptor) -> Location:
+        """Where the registry's redirects end, found by asking for the first byte, and how long that is good."""
+        return await self._first(lambda session: self._location_at(session, blob))
+
+    async def _location_at(self, session: Session, blob: Descriptor) -> Location:
+        asked = self._clock()
+        async with self._open(session, blob, 0, min(1, blob.size)) as answer:
+            date = parse_date(answer.response.header("date"))
+        headers = {key: value for key, value in answer.headers.items() if key == "authorization"}
+        if origin_of(answer.url, session.host) == origin_of(session.base, session.host):
+            seconds = answer.expires_at - asked
+        else:
+            until = signed_until(answer.url)
+            seconds = SIGNED_SECONDS if until is None or date is None else until - date
+        if seconds <= 0:
+            raise BadAnswerError(session.host, f"blob {blob.digest}: its location has expired already", retryable=True)
+        renew = seconds - min(seconds / 4, 60.0)
+        return Location(answer.url, headers, asked + seconds, asked + renew)
+
+    @asynccontextmanager
+    async def _open(self, session: Session, blob: Descriptor, offset: int, length: int) -> AsyncIterator[Answer]:
+        """An answer that promises exactly this range. A whole blob may come without having been cut out of itself."""
+        whole = length == blob.size
+        headers = {} if whole else {"range": f"bytes={offset}-{offset + length - 1}"}
+        expect = (200,) if whole else (200, 206)
+        async with session.request("GET", self._blob(blob), self._scope, headers=headers, expect=expect) as answer:
+            response = answer.response
+            what = f"blob {blob.digest}: range {offset}-{offset + length - 1}"
+            if not whole and response.status != 206:
+                raise BadAnswerError(session.host, f"{what}: got status 200 and the whole blob, want 206")
+            if response.status == 206:
+                check_content_range(response.header("content-range"), blob, offset, length, session.host)
+            got = parse_length(response.header("content-length"), session.host)
+            if got not in (None, length):
+                raise BadAnswerError(session.host, f"{what}: got {got} bytes, want {length}")
+            yield answer
+
+    def _blob(self, blob: Descriptor) -> str:
+        # A descriptor's `urls` are never looked at: whoever wrote the manifest would choose where our requests go.
+        return f"{self.path}/blobs/{blob.digest}"
+
+
+async def exactly(answer: Answer, length: int, who: str) -> AsyncIterator[bytes]:
+    """The pieces of a body that has to have this length."""
+    left = length
+    async for piece in answer.response.pieces():
+        left -= len(piece)
+        if left < 0:
+            raise BadAnswerError(who, f"answer: got more than the {length} bytes that it promised")
+        yield piece
+    if left:
+        raise BadAnswerError(who, f"answer: got {length - left} of {length} bytes", retryable=True)
+
+
+def check_content_range(text: str | None, blob: Descriptor, offset: int, length: int, who: str) -> None:
+    """Content-Range of a 206: the range that was asked for, of a blob of the size that is expected."""
+    match = _CONTENT_RANGE.fullmatch(text or "")
+    want = f"bytes {offset}-{offset + length - 1}/{blob.size}"
+    if match is None or (int(match[1]), int(match[2])) != (offset, offset + length - 1):
+        raise BadAnswerError(who, f"blob {blob.digest}: content-range: got {(text or 'none')[:80]!r}, want {want}")
+    if match[3] not in ("*", str(blob.size)):
+        raise BadAnswerError(who, f"blob {blob.digest}: content-range: got {(text or 'none')[:80]!r}, want {want}")
+
+
+def choose(entries: Sequence[Descriptor], what: str) -> Descriptor:
+    """The entry of an index that we can use: the one of ours, else the only one, else this machine's."""
+    ours = [entry for entry in entries if entry.artifact_type == IMAGE] or list(entries)
+    if len(ours) > 1:
+        machine = platform.machine()
+        wanted = ("linux", _ARCHITECTURES.get(machine, machine))
+        ours = [entry for entry in ours if entry.platform is not None and entry.platform[:2] == wanted]
+    if len(ours) != 1:
+        raise BadDocumentError(what, f"an index of {len(entries)} images, {len(ours)} of them for us: want one")
+    return ours[0]
+
+
+def _is_index(raw: bytes) -> bool:
+    document = parse_json(raw, "manifest")
+    return isinstance(document, dict) and "manifests" in document
+
+
+def _manifests(document: dict[str, Any], who: str) -> list[Descriptor]:
+    entries = document.get("manifests")
+    if not isinstance(entries, list):
+        raise BadAnswerError(who, "referrers: want a list of manifests")
+    return [Descriptor.from_json(entry, f"referrer at {who}") for entry in entries]

@@ -1,0 +1,205 @@
+"""One request over HTTP, and the only module that imports httpx.
+
+It decides nothing: no redirect is followed, no login is added, nothing is tried again. Bodies come as they are on the
+wire. Proxies are those of the environment (HTTPS_PROXY, NO_PROXY …), certificates those of the host's bundle and of the
+host's `ca`. httpx's errors end here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import httpx
+
+from cext.errors import OnesecError, UsageError
+from registry.errors import BadAnswerError, RegistryError, UnreachableError
+from registry.origin import Hosts, origin_of, settings_for
+
+CONNECT_SECONDS = 10.0
+SILENCE_SECONDS = 30.0  # between two reads or writes; a registry that hashes an upload is silent for its length
+_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """size: bytes. open: the bytes from the start, each time it is called."""
+
+    size: int
+    open: Callable[[], AsyncIterator[bytes]] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: bytes | Body | None = field(default=None, repr=False)
+
+
+class Response(Protocol):
+    """An answer whose body has not been read yet."""
+
+    @property
+    def status(self) -> int: ...
+
+    def header(self, name: str) -> str | None:
+        """The value; of several lines, joined by commas."""
+
+    def lines(self, name: str) -> Sequence[str]:
+        """Each line of a header that may occur several times."""
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """The body. Raises RegistryError where it breaks off."""
+
+
+class Transport(Protocol):
+    def send(self, request: Request) -> AbstractAsyncContextManager[Response]:
+        """Raises RegistryError. The block's end closes the answer, read or not."""
+
+
+class HttpTransport:
+    """Connections are kept and shared; `async with` closes them."""
+
+    def __init__(self, hosts: Hosts) -> None:
+        self._hosts = hosts
+        self._clients: dict[str | None, httpx.AsyncClient] = {}
+
+    async def __aenter__(self) -> HttpTransport:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for client in self._clients.values():
+            await client.aclose()
+
+    @asynccontextmanager
+    async def send(self, request: Request) -> AsyncIterator[Response]:
+        origin = origin_of(request.url, "request")
+        client = self._client(settings_for(self._hosts, origin.netloc).ca)
+        headers = {"accept-encoding": "identity", "user-agent": "onesec", **request.headers}
+        content: bytes | AsyncIterator[bytes] | None = None
+        if isinstance(request.body, Body):
+            headers["content-length"] = str(request.body.size)
+            content = request.body.open()
+        else:
+            content = request.body
+        with _translated(origin.netloc):
+            answer = await client.send(
+                client.build_request(request.method, request.url, headers=headers, content=content), stream=True
+            )
+        try:
+            yield _Answer(answer, origin.netloc)
+        finally:
+            await answer.aclose()
+
+    def _client(self, ca: str | None) -> httpx.AsyncClient:
+        if ca not in self._clients:
+            timeout = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None)
+            limits = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=30)
+            self._clients[ca] = httpx.AsyncClient(
+                verify=_trust(ca), timeout=timeout, limits=limits, follow_redirects=False
+            )
+        return self._clients[ca]
+
+
+class _Answer:
+    def __init__(self, answer: httpx.Response, host: str) -> None:
+        self._answer = answer
+        self._host = host
+
+    @property
+    def status(self) -> int:
+        return self._answer.status_code
+
+    def header(self, name: str) -> str | None:
+        value: str | None = self._answer.headers.get(name)
+        return value
+
+    def lines(self, name: str) -> Sequence[str]:
+        return self._answer.headers.get_list(name)
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        if (coding := self.header("content-encoding")) not in (None, "identity"):
+            raise BadAnswerError(self._host, f"content-encoding: got {coding}, want none")
+        with _translated(self._host):
+            async for piece in self._answer.aiter_raw():
+                yield piece
+
+
+def _trust(ca: str | None) -> ssl.SSLContext:
+    context = ssl.create_default_context()  # also what SSL_CERT_FILE and SSL_CERT_DIR name
+    places = ssl.get_default_verify_paths()
+    if places.cafile is None and places.capath is None:  # a Python that brings its own OpenSSL looks elsewhere
+        for bundle in filter(os.path.exists, _BUNDLES):
+            context.load_verify_locations(bundle)
+            break
+    if ca is not None:
+        try:
+            context.load_verify_locations(ca)
+        except (OSError, ssl.SSLError) as error:
+            raise UsageError(f"ca {ca}: not a file of PEM certificates") from error
+    return context
+
+
+@contextmanager
+def _translated(host: str) -> Iterator[None]:
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+        raise translate(error, host) from error
+
+
+def translate(error: Exception, host: str) -> OnesecError:
+    """What an exception of httpx means to whoever reads the message."""
+    reasons = list(_reasons(error))
+    for reason in reasons:
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            return UnreachableError(
+                host,
+                f"its certificate is not trusted: {reason.verify_message}",
+                hint=f'name its CA: ca = "/path/ca.pem" under [registry."{host}"] in onesec.toml',
+            )
+        if isinstance(reason, ssl.SSLError) and reason.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+            return UnreachableError(
+                host,
+                "does not speak TLS",
+                hint=f'if plain http is meant: plain-http = true under [registry."{host}"] in onesec.toml',
+            )
+    if isinstance(error, httpx.TimeoutException):
+        what = "connect" if isinstance(error, httpx.ConnectTimeout) else "answer"
+        seconds = CONNECT_SECONDS if what == "connect" else SILENCE_SECONDS
+        return UnreachableError(host, f"did not {what} within {seconds:.0f} s", retryable=True)
+    if isinstance(error, httpx.RemoteProtocolError):
+        return UnreachableError(host, f"broke off: {_first_line(error)}", retryable=True)
+    if isinstance(error, httpx.NetworkError):
+        return UnreachableError(host, f"unreachable: {_cause(reasons)}", retryable=True)
+    if isinstance(error, httpx.ProxyError):
+        return UnreachableError(host, f"proxy: {_first_line(error)}", retryable=True)
+    return RegistryError(host, f"request failed: {_first_line(error)}")
+
+
+def _reasons(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, what it was raised from, and so on, the groups of a happy-eyeballs connect included."""
+    seen: list[BaseException] = [] if error is None else [error]
+    for one in seen:  # grows
+        yield one
+        inner = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+        seen += [other for other in (one.__cause__ or one.__context__, *inner) if other is not None]
+        assert len(seen) < 1000
+
+
+def _cause(reasons: Sequence[BaseException]) -> str:
+    for reason in reasons:
+        if isinstance(reason, OSError) and reason.errno:
+            words = os.strerror(reason.errno) if reason.errno in errno.errorcode else reason.strerror or str(reason)
+            return words.lower()
+    return _first_line(reasons[0])
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].lower()

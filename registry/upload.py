@@ -1,0 +1,226 @@
+"""Blobs and manifests go to a registry: the writing half of the distribution API.
+
+A blob is first mounted from a repository of the same registry that may have it, else sent in one PUT. If that breaks
+off, the registry says how far it got and the rest follows in chunks; if it has forgotten the upload, a new one begins.
+A registry that finds one PUT too large (413) gets chunks from the start. All of it ends: what makes no progress counts
+against the retry policy.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+import trio
+
+from registry.auth import Scope
+from registry.client import Repository
+from registry.errors import (
+    BadAnswerError,
+    BadBlobError,
+    MissingBlobError,
+    NotThereError,
+    RefusedError,
+    RegistryError,
+)
+from registry.layout import Layout
+from registry.model import Descriptor, Manifest
+from registry.origin import redirected
+from registry.session import Answer
+from registry.transport import Body
+
+CHUNK = 16 << 20  # bytes of a chunk, if the registry does not want more (OCI-Chunk-Min-Length)
+_CHUNK_MAX = 256 << 20
+_PIECE = 256 << 10
+_RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
+_STARTS_MAX = 3
+_OCTETS = {"content-type": "application/octet-stream"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """The registry's end of an upload. url: for the next request. at: bytes that it has. chunk: bytes of one chunk."""
+
+    url: str
+    at: int
+    chunk: int
+
+
+class _Counted:
+    """Bytes of one blob that count as sent; what has to be sent again is taken back."""
+
+    def __init__(self, progress: Callable[[int], None]) -> None:
+        self._progress = progress
+        self._at = 0
+
+    def move_to(self, at: int) -> None:
+        if at != self._at:
+            self._progress(at - self._at)
+            self._at = at
+
+
+class Uploader:
+    """Sends blobs of a layout to one repository. mounts: paths of repositories there that blobs may be mounted from."""
+
+    def __init__(self, repository: Repository, layout: Layout, mounts: Sequence[str] = ()) -> None:
+        self._repository = repository
+        self._session = repository.session
+        self._layout = layout
+        self._mounts = tuple(mounts)
+        self._scope = Scope(repository.path, push=True, mounts=self._mounts)
+
+    async def send_blob(self, blob: Descriptor, progress: Callable[[int], None], *, mounts: Sequence[str] = ()) -> bool:
+        """Gives the registry a blob that it lacks; whether its bytes had to be sent. Raises MissingBlobError if they
+        are neither here nor to be mounted from one of mounts. progress: gets the bytes of each step, negative ones for
+        what has to be sent again.
+        """
+        upload = None
+        for path in (path for path in mounts if path in self._mounts):
+            if upload is not None:
+                await self._abandon(upload)
+            if (upload := await self._start(blob, mount=path)) is None:
+                progress(blob.size)
+                return False
+        try:
+            fd = self._layout.open_blob(blob.digest)
+        except MissingBlobError:
+            if upload is not None:
+                await self._abandon(upload)
+            raise
+        try:
+            await self._send(blob, fd, upload, _Counted(progress))
+        finally:
+            os.close(fd)
+        return True
+
+    async def put_manifest(self, manifest: Manifest, name: str) -> None:
+        """name: a tag, or the manifest's digest. What it names has to be there."""
+        url = f"{self._repository.path}/manifests/{name}"
+        headers = {"content-type": manifest.media_type}
+        async with self._session.request(
+            "PUT", url, self._scope, headers=headers, body=manifest.raw, expect=(201,)
+        ) as answer:
+            got = answer.response.header("docker-content-digest")
+        if got is not None and got.startswith("sha256:") and got != str(manifest.digest):
+            raise BadAnswerError(self._session.host, f"manifest: stored as {got}, want {manifest.digest}")
+
+    # ------------------------------------------------------------------
+
+    async def _send(self, blob: Descriptor, fd: int, upload: _Upload | None, counted: _Counted) -> None:
+        failures = furthest = 0
+        chunked = False
+        while True:
+            try:
+                upload = upload or await self._start(blob)
+                assert upload is not None  # only a mount ends without one
+                if upload.at or chunked:
+                    await self._send_chunks(upload, blob, fd, counted)
+                else:
+                    await self._finish(upload, blob, _body(fd, blob, 0, blob.size, counted))
+                return
+            except RegistryError as error:
+                if isinstance(error, RefusedError) and error.status == 413 and not chunked:
+                    chunked = True
+                else:
+                    failures += 1
+                    await self._judge(error, failures)
+                    if await self._repository.has_blob(blob):  # only the answer was lost
+                        counted.move_to(blob.size)
+                        return
+                upload = await self._status(upload) if upload is not None else None
+                if upload is not None and upload.at > furthest:
+                    furthest, failures = upload.at, 0
+
+    async def _judge(self, error: RegistryError, failures: int) -> None:
+        """Waits, if another attempt is due after so many failures; else raises error."""
+        if error.retryable:
+            await self._session.pause(failures, error)
+        elif failures >= _STARTS_MAX or not (
+            isinstance(error, NotThereError) or (isinstance(error, RefusedError) and error.status in (400, 416))
+        ):
+            raise error
+
+    async def _start(self, blob: Descriptor, *, mount: str | None = None) -> _Upload | None:
+        """A new upload. None: the blob was mounted from the other repository."""
+        query = f"?{urlencode({'mount': str(blob.digest), 'from': mount})}" if mount else ""
+        url = f"{self._repository.path}/blobs/uploads/{query}"
+        async with self._session.request(
+            "POST", url, self._scope, body=b"", expect=(201, 202) if mount else (202,)
+        ) as answer:
+            if answer.response.status == 201:
+                return None
+            return self._next(answer, 0, answer.response.header("oci-chunk-min-length"))
+
+    def _next(self, answer: Answer, at: int, least: str | None = None, chunk: int = CHUNK) -> _Upload:
+        """The upload as an answer describes it."""
+        location = answer.response.header("location")
+        if location is None:
+            raise BadAnswerError(self._session.host, "upload: got no location for its next part")
+        if least is not None and least.isascii() and least.isdigit():
+            chunk = min(max(int(least[:12]), CHUNK), _CHUNK_MAX)
+        return _Upload(redirected(answer.url, location, self._repository.hosts, self._session.host), at, chunk)
+
+    async def _send_chunks(self, upload: _Upload, blob: Descriptor, fd: int, counted: _Counted) -> None:
+        while upload.at < blob.size:
+            end = min(upload.at + upload.chunk, blob.size)
+            headers = {**_OCTETS, "content-range": f"{upload.at}-{end - 1}"}
+            body = _body(fd, blob, upload.at, end, counted)
+            async with self._session.request(
+                "PATCH", upload.url, self._scope, headers=headers, body=body, expect=(202,), retry=False
+            ) as answer:
+                got = _parse_range(answer.response.header("range"))
+                if got not in (None, end):
+                    raise BadAnswerError(self._session.host, f"upload: has {got} bytes, want {end}", retryable=True)
+                upload = self._next(answer, end, chunk=upload.chunk)
+        await self._finish(upload, blob, b"")
+
+    async def _finish(self, upload: _Upload, blob: Descriptor, body: Body | bytes) -> None:
+        joint = "&" if "?" in upload.url else "?"
+        url = f"{upload.url}{joint}{urlencode({'digest': str(blob.digest)})}"
+        async with self._session.request(
+            "PUT", url, self._scope, headers=_OCTETS, body=body, expect=(201,), retry=False
+        ):
+            return
+
+    async def _status(self, upload: _Upload) -> _Upload | None:
+        """How far the registry says it got. None: it has forgotten the upload, or nothing of it arrived."""
+        try:
+            async with self._session.request("GET", upload.url, self._scope, expect=(204,)) as answer:
+                at = _parse_range(answer.response.header("range"))
+                # Registries say 0-0 for one byte and for none; a new upload is as good.
+                return None if at in (None, 1) else self._next(answer, at or 0, chunk=upload.chunk)
+        except RegistryError:
+            return None
+
+    async def _abandon(self, upload: _Upload) -> None:
+        try:
+            async with self._session.request("DELETE", upload.url, self._scope, expect=(204,), retry=False):
+                return
+        except RegistryError:
+            return  # registries purge what nobody finishes
+
+
+def _parse_range(text: str | None) -> int | None:
+    """Bytes that an upload has, from its Range header."""
+    match = _RANGE.fullmatch(text or "")
+    return int(match[1]) + 1 if match else None
+
+
+def _body(fd: int, blob: Descriptor, begin: int, end: int, counted: _Counted) -> Body:
+    """Bytes begin to end of the blob, read while they are sent."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        at = begin
+        counted.move_to(at)
+        while at < end:
+            piece = await trio.to_thread.run_sync(os.pread, fd, min(_PIECE, end - at), at)
+            if not piece:
+                raise BadBlobError(str(blob.digest), f"ends after {at} bytes, want {blob.size}")
+            yield piece
+            at += len(piece)
+            counted.move_to(at)
+
+    return Body(end - begin, pieces)
