@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SECONDS ?= 10
 PLACE ?= /var/tmp/onesec-bench
+export ONESEC_WERROR := 1
 NEEDS := gcc clang make pkg-config python3-dev python3-venv librust-blake3-dev libzstd-dev liblmdb-dev \
 	libfuse3-dev libseccomp-dev fuse3 erofs-utils crun runc skopeo umoci mmdebstrap golang-github-containers-common casync \
 	fio zstd attr time

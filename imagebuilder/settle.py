@@ -58,6 +58,8 @@ def _directory(fd: int, path: bytes, base: Base, began: float, depth: int) -> No
             continue
         if found.st_mtime >= began - 1:
             os.utime(name, (local.TIME, local.TIME), dir_fd=fd, follow_symlinks=False)
+        elif stat.S_ISDIR(found.st_mode):  # what was taken out of it has changed its time
+            os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=fd, follow_symlinks=False)
 
 
 def _says_nothing(fd: int, path: bytes, found: os.stat_result, base: Base) -> bool:

@@ -19,7 +19,7 @@ import signal
 import stat
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Literal, cast
 
@@ -75,6 +75,8 @@ _INTERRUPTS_BEFORE_KILL = 3
 Streams = tuple[int, int, int]
 """stdin, stdout and stderr of a container; -1: the client's own."""
 _OURS: Streams = (-1, -1, -1)
+
+Note = Callable[[str], None]
 _TIOCSWINSZ = 0x5414
 _PTY_MAJORS = range(136, 144)
 
@@ -105,22 +107,39 @@ def find_runtime(wanted: str | None) -> Program:
     raise UnsupportedError(f"{wanted or 'crun'}: not installed", hint="apt-get install crun")
 
 
-def run(metadata: int, objects: int, image: ImageConfig, options: RunOptions, settings: Settings, *, name: str) -> int:
+def run(
+    metadata: int,
+    objects: int,
+    image: ImageConfig,
+    options: RunOptions,
+    settings: Settings,
+    *,
+    name: str,
+    note: Note | None = None,
+) -> int:
     """Runs a container to its end; what the client has to exit with.
 
     metadata, objects: the EROFS mount of the image and the object mount, borrowed. name: the image, for messages.
+    note: gets what the user should know although it is no error.
     """
     arguments(image, options)  # nothing to execute: said before anything is made
     program = find_runtime(settings.runtime)
     with ExitStack() as stack:
         bundle = stack.enter_context(_bundle(settings))
-        tree = _overlay(stack, bundle, metadata, objects, settings, name)
+        tree, _ = _overlay(stack, bundle, metadata, objects, settings, name, note)
         return run_tree(tree, bundle, program, image, options, settings)
 
 
 @contextmanager
 def changes(
-    metadata: int, objects: int, image: ImageConfig, commands: Sequence[RunOptions], settings: Settings, *, name: str
+    metadata: int,
+    objects: int,
+    image: ImageConfig,
+    commands: Sequence[RunOptions],
+    settings: Settings,
+    *,
+    name: str,
+    note: Note | None = None,
 ) -> Iterator[tuple[str, int | None, int]]:
     """Runs containers one after the other on one scratch layer, until one fails. They read nothing and write to stderr.
 
@@ -130,9 +149,7 @@ def changes(
     program = find_runtime(settings.runtime)
     with ExitStack() as stack:
         kept = stack.enter_context(_bundle(settings))
-        os.mkdir(kept.scratch, 0o700)
-        directory = _owned(stack, os.open(kept.scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        tree = _overlay_on(stack, directory, metadata, objects, name)
+        tree, scratch = _overlay(stack, kept, metadata, objects, settings, name, note)
         trees = mount.copies(tree, f"{kept.path}/rootfs", len(commands))
         for copy in trees:
             _owned(stack, copy)
@@ -144,7 +161,7 @@ def changes(
             if status:
                 failed = number
                 break
-        yield f"{kept.scratch}/upper", failed, status
+        yield f"/proc/self/fd/{scratch}/upper", failed, status
 
 
 def run_tree(
@@ -255,17 +272,32 @@ def _owned(stack: ExitStack, fd: int) -> int:
     return fd
 
 
-def _overlay(stack: ExitStack, bundle: Bundle, metadata: int, objects: int, settings: Settings, name: str) -> int:
-    """A detached overlay with a scratch upper. setuid works inside as in any container; devices do not."""
+def _overlay(
+    stack: ExitStack,
+    bundle: Bundle,
+    metadata: int,
+    objects: int,
+    settings: Settings,
+    name: str,
+    note: Note | None,
+) -> tuple[int, int]:
+    """A detached overlay with a scratch upper, and the directory of that. setuid works inside as in any container;
+    devices do not.
+    """
+    refused: MountError | None = None
     if settings.scratch == "disk":
         os.mkdir(bundle.scratch, 0o700)
         directory = _owned(stack, os.open(bundle.scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         try:
-            return _overlay_on(stack, directory, metadata, objects, name)
-        except MountError:
+            return _overlay_on(stack, directory, metadata, objects, name), directory
+        except MountError as error:
             # The root lies on a file system that cannot be an upper (another overlay, as in nested containers).
-            pass
-    return _overlay_on(stack, _owned(stack, mount.memory(name)), metadata, objects, name)
+            refused = error
+    directory = _owned(stack, mount.memory(name))
+    tree = _overlay_on(stack, directory, metadata, objects, name)
+    if refused is not None and note is not None:
+        note(f"{settings.root}: no file system for scratch files ({refused}): they are kept in memory")
+    return tree, directory
 
 
 def _overlay_on(stack: ExitStack, directory: int, metadata: int, objects: int, name: str) -> int:

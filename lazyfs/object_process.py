@@ -52,7 +52,6 @@ DESCRIPTORS_MAX = 240  # of one message; the kernel takes 253
 READ_AHEAD_KB = 4096
 FIRST_CLIENT_S = 10
 LINGER_MAX_S = 86400.0
-DEADLINE_S = 120.0  # of a parked read
 
 _CLONE = 0x8004E500  # FUSE_DEV_IOC_CLONE
 _CLOEXEC = 1
@@ -145,15 +144,15 @@ def _set_read_ahead(tree: int) -> None:
 # ---------------------------------------------------------------------- start
 
 
-def start(directory: int) -> None:
+def start(directory: int, deadline_s: float) -> None:
     """Starts the server of a domain directory and returns when it takes connections. The caller holds the domain's
-    lock. Raises what the start raised.
+    lock. deadline_s: of a parked read. Raises what the start raised.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
         child = os.fork()
         if child == 0:
-            _become_holder(directory, writer)
+            _become_holder(directory, writer, deadline_s)
         os.close(writer)
         writer = -1
         os.waitpid(child, 0)
@@ -170,7 +169,7 @@ def start(directory: int) -> None:
     raise kind(words["error"], hint=words.get("hint"))
 
 
-def _become_holder(directory: int, ready: int) -> NoReturn:
+def _become_holder(directory: int, ready: int, deadline_s: float) -> NoReturn:
     status = 1
     try:
         os.setsid()
@@ -182,7 +181,7 @@ def _become_holder(directory: int, ready: int) -> NoReturn:
         directory, ready = _detach(directory, ready)
         server = os.fork()
         if server == 0:
-            _become_server(directory, ready)
+            _become_server(directory, ready, deadline_s)
         os.close(ready)
         os.waitpid(server, 0)
         _remove_socket(directory)
@@ -219,10 +218,10 @@ def _remove_socket(directory: int) -> None:
             pass
 
 
-def _become_server(directory: int, ready: int) -> NoReturn:
+def _become_server(directory: int, ready: int, deadline_s: float) -> NoReturn:
     status = 1
     try:
-        server = Server(directory)
+        server = Server(directory, deadline_s)
     except OnesecError as error:
         unsupported = isinstance(error, UnsupportedError)
         _say(ready, {"error": str(error), "hint": error.hint, "unsupported": unsupported})
@@ -310,7 +309,7 @@ class _Refused(Exception):
 class Server:
     """Everything a server process has. Made with privileges, and without them when __init__ returns."""
 
-    def __init__(self, directory: int) -> None:
+    def __init__(self, directory: int, deadline_s: float) -> None:
         threads = max(2, min(8, 2 * (os.cpu_count() or 1)))
         mount = make_object_mount(threads)
         self._tree = mount.tree
@@ -324,7 +323,7 @@ class Server:
         self._until = 0.0  # monotonic: before it the process stays although there is nobody to serve
         self._user = os.geteuid()
         secret = os.urandom(32)
-        deadline = _deadline()
+        deadline = _deadline(deadline_s)
         _raise_descriptor_limit()
         os.fchdir(proc)
         os.chroot(".")
@@ -336,7 +335,8 @@ class Server:
         for fd in mount.fds:
             os.close(fd)
         self._server.start()
-        _log(f"started, process {os.getpid()}, {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        _log(f"started, process {os.getpid()}, {now}; reads wait {deadline:g} s at most")
 
     def run(self) -> None:
         """Until there is nobody left to serve."""
@@ -529,9 +529,8 @@ class Server:
         return {line.split(b" ", 3)[2].decode() for line in text.splitlines()}
 
 
-def _deadline() -> float:
+def _deadline(deadline: float) -> float:
     """Below the host's own limits for FUSE requests, which abort the whole connection; 0 there means none."""
-    deadline = DEADLINE_S
     for name in ("default_request_timeout", "max_request_timeout"):
         with suppress(OSError, ValueError), open(f"/proc/sys/fs/fuse/{name}") as file:
             if limit := int(file.read()):

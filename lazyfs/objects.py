@@ -31,6 +31,9 @@ _MESSAGE_MAX = 64 << 10
 _TRIES = 5
 _TIMEOUT_S = 60
 
+DEADLINE_S = 120.0
+"""Of a read that waits for its bytes."""
+
 
 class Lease(Protocol):
     """registry.layout.Lease, as far as it concerns us."""
@@ -112,15 +115,17 @@ def attach(
     root: str | os.PathLike[str],
     metadata: str = "",
     linger_s: float = 0,
+    deadline_s: float = DEADLINE_S,
 ) -> Attachment:
     """Has the image served by its domain's server. Raises UnsupportedError, ObjectServerError.
 
     metadata: what the mount of fs.erofs is shared under, the hexadecimal digest of its content; empty: not shared.
-    linger_s: how long the server, with its page cache, outlives the attachment.
+    linger_s: how long the server, with its page cache, outlives the attachment. deadline_s: after which a read whose
+    bytes do not come fails; of a server that is started now, a running one keeps its own.
     """
     with _domain_directory(run_dir, root, image.domain) as directory:
         for _ in range(_TRIES):
-            sock: socket.socket | None = _connection(directory)
+            sock: socket.socket | None = _connection(directory, deadline_s)
             assert sock is not None
             try:
                 number, objects, shared = _hand_over(sock, image, metadata, linger_s)
@@ -189,7 +194,7 @@ def _domain_directory(run_dir: str | os.PathLike[str], root: str | os.PathLike[s
         os.close(fd)
 
 
-def _connection(directory: int) -> socket.socket:
+def _connection(directory: int, deadline_s: float) -> socket.socket:
     """To the running server, or to one that is started now."""
     sock = _connect(directory)
     if sock is not None:
@@ -201,7 +206,7 @@ def _connection(directory: int) -> socket.socket:
         if sock is None:
             from lazyfs import object_process
 
-            object_process.start(directory)
+            object_process.start(directory, deadline_s)
             sock = _connect(directory)
         if sock is None:
             raise ObjectServerError("object server: started, but does not answer", hint="its log says why")

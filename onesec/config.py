@@ -11,6 +11,7 @@ that ONESEC_CONFIG names), the default. Unknown keys are refused: a setting with
     scratch = "disk"            # where what a container writes goes: "disk" (under root) or "memory" (a tmpfs)
     seccomp = "/path.json"      # without it: containers-common's profile, else our own
     linger = 600                # seconds that the pages of a container stay served after it, for the next one; 0: none
+    deadline = 120              # seconds that a read waits for bytes that do not come, until it fails; of new servers
 
     [registry."localhost:5000"]
     plain-http = true
@@ -33,6 +34,7 @@ DEFAULT_ROOT = "/var/lib/onesec"
 DEFAULT_RUN_DIR = "/run/onesec"
 DEFAULT_FILE = "/etc/onesec/onesec.toml"
 LINGER_S = 600.0
+DEADLINE_S = 120.0
 
 Scratch = Literal["disk", "memory"]
 
@@ -53,6 +55,7 @@ class RunSettings(Record):
     scratch: Scratch = "disk"
     seccomp: Path | None = None
     linger_s: float = LINGER_S
+    deadline_s: float = DEADLINE_S
 
 
 class Config(Record):
@@ -115,8 +118,12 @@ def _run_settings(table: _Table) -> RunSettings:
     seccomp = table.text("seccomp")
     runtime = table.text("runtime")
     linger_s = table.seconds("linger", LINGER_S)
+    deadline_s = table.seconds("deadline", DEADLINE_S)
+    if not deadline_s:
+        table.refuse("deadline", "more than 0 seconds", 0)
     table.finish()
-    return RunSettings(runtime, cast(Scratch, scratch), None if seccomp is None else _absolute(seccomp), linger_s)
+    profile = None if seccomp is None else _absolute(seccomp)
+    return RunSettings(runtime, cast(Scratch, scratch), profile, linger_s, deadline_s)
 
 
 def _registry_settings(table: _Table) -> RegistrySettings:

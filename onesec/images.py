@@ -55,5 +55,6 @@ def serve(image: OpenedImage, config: Config) -> Iterator[ServedImage]:
         root=config.root,
         metadata=image.metadata_name,
         linger_s=config.run.linger_s,
+        deadline_s=config.run.deadline_s,
     ) as attachment:
         yield ServedImage(image, attachment)

@@ -46,6 +46,7 @@ class LazySandbox:
 
     config: Config
     layout: Layout
+    note: Callable[[str], None] | None = None
 
     @contextmanager
     def run(self, manifest: Manifest, commands: Sequence[Command], *, domain: str) -> Iterator[Changes]:
@@ -66,6 +67,7 @@ class LazySandbox:
                 [options(command) for command in commands],
                 self._settings(),
                 name="build step",
+                note=self.note,
             ) as (upper, failed, status),
         ):
             if failed is not None:
@@ -120,5 +122,5 @@ def read_file(path: str, limit: int, what: str) -> bytes:
     return data
 
 
-def sandbox(config: Config, layout: Layout) -> LazySandbox:
-    return LazySandbox(config, layout)
+def sandbox(config: Config, layout: Layout, note: Callable[[str], None] | None = None) -> LazySandbox:
+    return LazySandbox(config, layout, note)

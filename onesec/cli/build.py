@@ -91,7 +91,15 @@ def _build(
         raise UsageError(f"tag {reference}: want a name without a digest")
     layout = Layout.open(config.root)
     with progress.for_user() as shown, layout.writing(), Workshop(layout) as workshop:
-        world = World(workshop, shown, open_tree(layout), dict(os.environ), sandbox(config, layout), secrets, use_cache)
+        world = World(
+            workshop,
+            shown,
+            open_tree(layout),
+            dict(os.environ),
+            sandbox(config, layout, shown.note),
+            secrets,
+            use_cache,
+        )
         try:
             manifest, domain = trio.run(build, steps, inputs, world)
         except BaseExceptionGroup as group:

@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--tty", action="store_true", help="a terminal; by itself when stdin and stdout are one")
     parser.add_argument("-i", "--interactive", action="store_true", help="stdin is always passed; for podman's users")
     parser.add_argument("reference", metavar="REF", help="image")
-    parser.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="default: the image's")
+    command = parser.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="default: the image's")
+    command.required = False  # argparse says it is, and then names it beside a missing REF
 
 
 def run(arguments: argparse.Namespace, config: Config) -> int:
@@ -45,7 +46,13 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
         image = served.image
         try:
             return container.run(
-                served.metadata, served.objects, image_config(image.config), options, settings, name=image.name
+                served.metadata,
+                served.objects,
+                image_config(image.config),
+                options,
+                settings,
+                name=image.name,
+                note=_note,
             )
         except ContainerError as error:
             if error.status == EXIT_FAILED:
@@ -55,6 +62,12 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
             complain(str(error), error.hint)
             sys.stderr.flush()
             return error.status
+
+
+def _note(text: str) -> None:
+    from onesec.cli.main import complain
+
+    complain(text)
 
 
 def parse_options(arguments: argparse.Namespace, environment: dict[str, str], *, terminal: bool) -> RunOptions:
