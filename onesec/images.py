@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from cext.record import Record
 from lazyfs.objects import Attachment, attach
 from onesec.config import Config
-from registry.image import OpenedImage, open_image
+from registry.image import OpenedImage, open_image, require_packs
 from registry.layout import Layout
 from registry.reference import Reference
 
@@ -42,8 +42,11 @@ class ServedImage(Record):
 @contextmanager
 def served_image(reference: str, config: Config) -> Iterator[ServedImage]:
     """Opens, verifies and attaches an image; detaches at the end unless it was kept."""
-    with open_image(Layout.open(config.root), Reference.parse(reference)) as image, serve(image, config) as served:
-        yield served
+    layout = Layout.open(config.root)
+    with open_image(layout, Reference.parse(reference)) as image:
+        require_packs(layout, image)
+        with serve(image, config) as served:
+            yield served
 
 
 @contextmanager

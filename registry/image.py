@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cext
-from registry.errors import BadBlobError, BadDocumentError, MissingBlobError
+from registry.errors import BadBlobError, BadDocumentError, MissingBlobError, RemoteBlobsError
 from registry.layout import Layout, Lease, Resolved
 from registry.model import (
     DECODED_DIGEST,
@@ -43,7 +43,8 @@ class OpenedImage:
     """An image ready to be mounted. All descriptors are owned and closed by `close`; `with` does it.
 
     erofs, tables: read-only, verified, with their paths. packs: the directory with every blob under its hex digest.
-    lease: keeps gc away; hand a copy of its descriptor to whoever serves the image.
+    lease: keeps gc away; hand a copy of its descriptor to whoever serves the image. remote: the registry's repository
+    (HOST/PATH) that has the packs that are not here; None: they have to be here.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class OpenedImage:
         tables: tuple[int, str],
         packs: int,
         lease: Lease,
+        remote: str | None = None,
     ) -> None:
         self.name = name
         self.manifest = manifest
@@ -66,6 +68,7 @@ class OpenedImage:
         self.tables, self.tables_path = tables
         self.packs = packs
         self.lease = lease
+        self.remote = remote
         self._closed = False
 
     @property
@@ -129,12 +132,21 @@ def open_resolved(layout: Layout, resolved: Resolved, lease: Lease) -> OpenedIma
             tables=(fds[1], paths[1]),
             packs=packs,
             lease=lease,
+            remote=resolved.remote,
         )
     except BaseException:
         for fd in fds:
             os.close(fd)
         lease.release()
         raise
+
+
+def require_packs(layout: Layout, image: OpenedImage) -> None:
+    """Raises RemoteBlobsError if packs of the image are only at its registry."""
+    if image.remote is not None:
+        packs = image.manifest.each(PACK)
+        if count := sum(not layout.has(pack) for pack in packs):
+            raise RemoteBlobsError(image.name, count, len(packs), f"{image.remote}@{image.digest}")
 
 
 def parse_config(raw: bytes, what: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,24 +32,31 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """problems: what is wrong and stays wrong. repaired: what was. unreferenced: blobs that gc would delete."""
+    """problems: what is wrong and stays wrong. repaired: what was. unreferenced: blobs that gc would delete. remote:
+    packs that are only at a registry.
+    """
 
     problems: tuple[str, ...]
     repaired: tuple[str, ...]
     unreferenced: int
     blobs: int
     bytes: int
+    remote: int
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """chunks: 0 unless deep. bytes: read and hashed."""
+    """blobs: that are here. chunks: 0 unless deep. bytes: read and hashed. remote: packs that are only at the registry,
+    whose repository is `at`: nothing was proved of them but that the tables want them.
+    """
 
     name: str
     digest: Digest
     blobs: int
     chunks: int
     bytes: int
+    remote: tuple[Descriptor, ...] = ()
+    at: str | None = None
 
 
 def collect(layout: Layout) -> Collected:
@@ -58,7 +65,8 @@ def collect(layout: Layout) -> Collected:
         roots = {tag.manifest.digest for tag in layout.tags()} | layout.leased()
         manifests = [layout.manifest(root) for root in roots]
         live = roots | {blob.digest for manifest in manifests for blob in manifest.blobs}
-        dead = layout.digests() - live
+        here = layout.digests()
+        dead = here - live
         _forget(layout, dead)  # first, and committed: the map must never name a pack that is gone
         size = 0
         for digest in dead:
@@ -69,7 +77,7 @@ def collect(layout: Layout) -> Collected:
         _clean_staging(layout)
         _clean_steps(layout)
         _clean_decoded(layout, manifests)
-        return Collected(len(dead), size, len(live))
+        return Collected(len(dead), size, len(live & here))
 
 
 def _forget(layout: Layout, dead: set[Digest]) -> None:
@@ -169,35 +177,46 @@ def descriptors_in(value: Any) -> Iterator[Descriptor]:
 
 
 def check_layout(layout: Layout, progress: Callable[[int], None] | None = None) -> Checked:
-    """Hashes every blob and follows every tag. Repairs caches and leftovers; damaged blobs are only reported."""
+    """Hashes every blob and follows every tag. Repairs caches and leftovers; removes damaged packs that a registry has;
+    other damaged blobs are only reported.
+    """
     problems: list[str] = []
     repaired: list[str] = []
     with layout.exclusive():
         for name in _clean_staging(layout):
             repaired.append(f"{name}: left by a writer that died, removed")
         held = layout.leased()
-        bad, packs, size = _check_blobs(layout, problems, progress)
+        damaged, packs, size = _check_blobs(layout, problems, progress)
         reached: set[Digest] = set()
         try:
-            roots = [(tag.name, tag.manifest.digest) for tag in layout.tags()]
+            roots = [(tag.name, tag.manifest.digest, tag.remote is not None) for tag in layout.tags()]
         except CorruptError as error:
             problems.append(str(error))
             roots = []
-        for name, root in (*roots, *((f"image {digest} in use", digest) for digest in sorted(held))):
-            reached |= _follow(layout, name, root, bad, problems)
+        for digest in _refetchable(layout, roots) & damaged.keys():
+            os.unlink(layout.blob_path(digest))
+            repaired.append(f"{damaged.pop(digest)}; removed, since a registry has it")
+            packs.discard(digest)
+        problems += damaged.values()
+        bad = set(damaged)
+        # What is in use without a name may have lost it, and with it the word of where its packs are.
+        roots += [(f"image {digest} in use", digest, True) for digest in sorted(held)]
+        remote: set[Digest] = set()
+        for name, root, elsewhere in roots:
+            reached |= _follow(layout, name, root, bad, problems, remote if elsewhere else None)
         for step in _clean_steps(layout):
             repaired.append(f"step {step}: its blobs are gone, forgotten")
         _check_decoded(layout, repaired)
         _check_chunk_map(layout, packs - bad, bad, repaired)
         unreferenced = len(layout.digests() - reached)
-        return Checked(tuple(problems), tuple(repaired), unreferenced, len(layout.digests()), size)
+        return Checked(tuple(problems), tuple(repaired), unreferenced, len(layout.digests()), size, len(remote))
 
 
 def _check_blobs(
     layout: Layout, problems: list[str], progress: Callable[[int], None] | None
-) -> tuple[set[Digest], set[Digest], int]:
-    """(damaged blobs, packs, bytes read)"""
-    bad: set[Digest] = set()
+) -> tuple[dict[Digest, str], set[Digest], int]:
+    """(what is wrong with damaged blobs, packs, bytes read)"""
+    bad: dict[Digest, str] = {}
     packs: set[Digest] = set()
     size = 0
     for digest in sorted(layout.digests()):
@@ -212,8 +231,7 @@ def _check_blobs(
         try:
             layout.verify_blob(Descriptor("application/octet-stream", digest, length), progress)
         except BadBlobError as error:
-            bad.add(digest)
-            problems.append(str(error))
+            bad[digest] = str(error)
     for name in os.listdir(f"{layout.images}/blobs/sha256"):
         try:
             Digest("sha256:" + name)
@@ -222,14 +240,30 @@ def _check_blobs(
     return bad, packs, size
 
 
-def _follow(layout: Layout, name: str, root: Digest, bad: set[Digest], problems: list[str]) -> set[Digest]:
+def _refetchable(layout: Layout, roots: Sequence[tuple[str, Digest, bool]]) -> set[Digest]:
+    """Packs that every image that needs them may get from its registry."""
+    found: dict[bool, set[Digest]] = {True: set(), False: set()}
+    for _, root, remote in roots:
+        try:
+            found[remote] |= {pack.digest for pack in layout.manifest(root).each(PACK)}
+        except (CorruptError, MissingError):
+            continue  # reported when it is followed
+    return found[True] - found[False]
+
+
+def _follow(
+    layout: Layout, name: str, root: Digest, bad: set[Digest], problems: list[str], remote: set[Digest] | None
+) -> set[Digest]:
+    """What the manifest root needs. remote: gets the packs that are not here; None: they have to be."""
     try:
         manifest = layout.manifest(root)
     except (CorruptError, MissingError) as error:
         problems.append(f"{name}: {error}")
         return {root}
     for blob in manifest.blobs:
-        if blob.digest not in bad and not layout.has(blob):
+        if remote is not None and is_remote(layout, blob):
+            remote.add(blob.digest)
+        elif blob.digest not in bad and not layout.has(blob):
             problems.append(f"{name}: blob {blob.digest} is missing, or not of {blob.size} bytes")
         elif blob.digest in bad:
             problems.append(f"{name}: needs the damaged blob {blob.digest}")
@@ -279,11 +313,14 @@ def verify_image(
         manifest = resolved.manifest.require_image()
         size = len(manifest.raw)
         chunks = 0
+        remote: list[Descriptor] = []
         image.parse_config(layout.read(manifest.config), f"config of {resolved.name}")
         for blob in manifest.layers:
             if blob.media_type != PACK:
                 layout.verify_blob(blob, progress)
                 size += blob.size
+            elif resolved.remote is not None and is_remote(layout, blob):
+                remote.append(blob)
             elif not layout.has(blob):
                 raise BadBlobError(str(blob.digest), f"missing, or not of {blob.size} bytes")
         image.decode_index(layout, manifest)
@@ -295,11 +332,17 @@ def verify_image(
         for blob in manifest.each(LAYER):
             image.read_decoded(layout, blob)
         if deep:
-            for blob in manifest.each(PACK):
+            for blob in (pack for pack in manifest.each(PACK) if pack not in remote):
                 layout.verify_blob(blob, progress)
                 chunks += _verify_pack(layout, blob)
                 size += blob.size
-        return Verified(resolved.name, manifest.digest, len(manifest.blobs) + 1, chunks, size)
+        here = len(manifest.blobs) + 1 - len(remote)
+        return Verified(resolved.name, manifest.digest, here, chunks, size, tuple(remote), resolved.remote)
+
+
+def is_remote(layout: Layout, blob: Descriptor) -> bool:
+    """Whether a blob is a pack that is not here: no file of its name at all. One of the wrong size is damage."""
+    return blob.media_type == PACK and not os.path.lexists(layout.blob_path(blob.digest))
 
 
 def _verify_pack(layout: Layout, blob: Descriptor) -> int:

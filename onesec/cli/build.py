@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from cext.errors import UsageError
 from imagebuilder import local, pip_settings, progress
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--tag", metavar="REF", help="the name to give it; default: from the file's name")
     parser.add_argument("--plan", action="store_true", help="print the steps and what is cached; run nothing")
     parser.add_argument("--no-cache", action="store_true", help="make every step again")
+    parser.add_argument("--push", action="store_true", help="send it to the registry that the tag names")
     parser.add_argument("--secret", metavar="id=I,src=P", action="append", default=[], help="a file for run(secrets=…)")
 
 
@@ -29,12 +31,22 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     path, name = split(arguments.file)
     secrets = dict(parse_secret(text) for text in arguments.secret)
     reference = Reference.parse(arguments.tag or default_tag(path))
+    if arguments.push and reference.host is None:
+        raise UsageError(f"--push: {reference} names no registry", hint="-t HOST/NAME says where to")
     image = load_image(path, name)
     inputs = local.read_inputs(image, pip_settings.load(os.environ))
     steps = plan(image, inputs)
     if arguments.plan:
         return _show(steps, config)
-    return _build(steps, inputs, reference, secrets, config, use_cache=not arguments.no_cache)
+    record, lines = _build(steps, inputs, reference, secrets, config, use_cache=not arguments.no_cache)
+    if arguments.push:
+        from onesec.cli import push
+
+        pushed = push.push(reference, reference, config)
+        record["pushed"] = push.record(pushed)
+        lines.append(f"{reference}: {push.summary(pushed)}")
+    print(json.dumps(record) if config.json else "\n".join([*lines, record["digest"]]))
+    return 0
 
 
 def parse_secret(text: str) -> tuple[str, str]:
@@ -79,7 +91,8 @@ def _shorten(text: str) -> str:
 
 def _build(
     steps: Plan, inputs: Inputs, reference: Reference, secrets: dict[str, str], config: Config, *, use_cache: bool
-) -> int:
+) -> tuple[dict[str, Any], list[str]]:
+    """Builds and tags. Returns what to say: as a record, and in lines."""
     import trio
 
     from imagebuilder.layer import Workshop
@@ -105,12 +118,8 @@ def _build(
         except BaseExceptionGroup as group:
             raise first_error(group) from None
         layout.tag(reference, manifest, domain=domain)
-    if config.json:
-        print(json.dumps({"name": reference.name, "digest": str(manifest.digest), "domain": domain}))
-    else:
-        print(f"{reference.name}: {len(steps.steps)} steps")
-        print(manifest.digest)
-    return 0
+    record = {"name": reference.name, "digest": str(manifest.digest), "domain": domain}
+    return record, [f"{reference.name}: {len(steps.steps)} steps"]
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

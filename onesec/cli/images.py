@@ -21,12 +21,13 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     for tag in layout.tags():
         notes = layout.manifest(tag.manifest.digest).annotations
         size, files = notes.get(IMAGE_SIZE, ""), notes.get(IMAGE_FILES, "")
-        rows.append((tag.name, str(tag.manifest.digest), size, files, tag.domain))
-    keys = ("name", "digest", "size", "files", "domain")
+        rows.append((tag.name, str(tag.manifest.digest), size, files, tag.domain, tag.remote))
+    keys = ("name", "digest", "size", "files", "domain", "remote")
     if config.json:
         records = [dict(zip(keys, row, strict=True)) for row in rows]
         for record in records:
-            record.update({key: int(record[key]) if record[key].isdigit() else None for key in ("size", "files")})  # type: ignore[misc]
+            numbers = {key: record[key] or "" for key in ("size", "files")}
+            record.update({key: int(text) if text.isdigit() else None for key, text in numbers.items()})  # type: ignore[misc]
         print(json.dumps(records, indent=2))
         return 0
     from imagebuilder.progress import human
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     table = [("NAME", "DIGEST", "SIZE", "FILES")]
     table += [
         (name, digest[7:19], human(int(size)) if size.isdigit() else "-", files)
-        for name, digest, size, files, _ in rows
+        for name, digest, size, files, *_ in rows
     ]
     widths = [max(len(row[column]) for row in table) for column in range(4)]
     for row in table:

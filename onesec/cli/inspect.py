@@ -23,6 +23,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     with lease:
         manifest = resolved.manifest
         image_config = parse_config(layout.read(manifest.config), f"config of {resolved.name}")
+        here = [blob for blob in manifest.blobs if layout.has(blob)]
     if config.json:
         document = {
             "name": resolved.name,
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
         "domain": resolved.domain,
         "size": manifest.annotations.get(IMAGE_SIZE, "-"),
         "files": manifest.annotations.get(IMAGE_FILES, "-"),
-        "stored": str(total_size(manifest.blobs)),
+        "remote": resolved.remote or "-",
+        "stored": f"{total_size(here)} of {total_size(manifest.blobs)}",
         "layers": str(len(manifest.each(LAYER))),
         "packs": str(len(manifest.each(PACK))),
         "entrypoint": json.dumps(inner.get("Entrypoint") or []),

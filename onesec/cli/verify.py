@@ -24,8 +24,14 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
         done = verify_image(Layout.open(config.root), reference, deep=arguments.deep, progress=shown.advance)
     if config.json:
         record = {"name": done.name, "digest": str(done.digest), "blobs": done.blobs, "chunks": done.chunks}
-        print(json.dumps({**record, "bytes": done.bytes}))
+        remote = [str(blob.digest) for blob in done.remote]
+        print(json.dumps({**record, "bytes": done.bytes, "remote": remote, "at": done.at}))
     else:
         print(f"{done.name}: {done.blobs} blobs, {done.chunks} chunks, {done.bytes} bytes: as the digest says")
+        if done.remote:
+            size = sum(blob.size for blob in done.remote)
+            print(f"not checked: {len(done.remote)} packs, {size} bytes, that are only at {done.at}:")
+            for blob in done.remote:
+                print(f"  {blob.digest}  {blob.size}")
         print(done.digest)
     return 0
