@@ -23,6 +23,8 @@ exec env -i """
 
 def chroot(plain: Path, command: Sequence[str]) -> list[str]:
     """In a mount namespace of its own, with /dev and /proc."""
+    for name in ("dev", "proc"):
+        (plain / name).mkdir(exist_ok=True)
     return ["unshare", "--mount", "sh", "-ec", _IN_CHROOT, str(plain), *command]
 
 

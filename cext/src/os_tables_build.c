@@ -3,6 +3,7 @@
  * that the format asks for, and the columns are written. */
 #include "os_tables_build.h"
 
+#include <endian.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,13 @@ typedef struct chunk_row {
     bool used;
 } chunk_row;
 
+#define NO_CHUNK UINT32_MAX
+
+typedef struct object_row {
+    uint64_t start; /* the id's first eight bytes as a number: most comparisons end here */
+    uint32_t inode;
+} object_row;
+
 typedef struct builder {
     const os_tree *tree;
     const os_pack_input *packs;
@@ -33,9 +41,11 @@ typedef struct builder {
     uint32_t *blob_number; /* by pack; UINT32_MAX: unused */
     frame_row *frames;
     chunk_row *chunks;
-    uint32_t *slots;   /* chunk + 1 by id */
-    uint64_t *holes;   /* lengths, ascending, distinct */
-    uint32_t *objects; /* inodes, ascending by object id, distinct */
+    uint64_t *slots;     /* by id: four more bytes of it above chunk + 1, so that a miss reads no row */
+    uint64_t *holes;     /* lengths, ascending, distinct */
+    object_row *objects; /* ascending by object id, distinct */
+    uint32_t
+        *uses; /* chunk of each part of each object, NO_CHUNK for a hole: found once, it costs three cache misses */
     size_t pack_count;
     uint32_t frame_count, chunk_count, slot_count, hole_count, object_count;
     uint32_t used_blobs, used_frames, used_chunks, ref_count;
@@ -60,12 +70,19 @@ static bool is_hole(const uint8_t *part) {
 
 /* ---- what the packs have ---- */
 
-static uint32_t *slot_of(const builder *b, const uint8_t *id) {
+static uint32_t chunk_in(uint64_t slot) {
+    return (uint32_t)slot - 1;
+}
+
+/* *tag: what an empty slot gets, to which chunk + 1 is added. */
+static uint64_t *slot_of(const builder *b, const uint8_t *id, uint64_t *tag) {
     uint64_t at;
     memcpy(&at, id, sizeof at);
+    memcpy(tag, id + sizeof at, sizeof *tag);
+    *tag &= ~(uint64_t)UINT32_MAX;
     for (;; at++) {
-        uint32_t *slot = &b->slots[at & (b->slot_count - 1)];
-        if (!*slot || !memcmp(b->chunks[*slot - 1].id, id, OS_ID_SIZE))
+        uint64_t *slot = &b->slots[at & (b->slot_count - 1)];
+        if (!*slot || (((*slot ^ *tag) >> 32) == 0 && !memcmp(b->chunks[chunk_in(*slot)].id, id, OS_ID_SIZE)))
             return slot;
     }
 }
@@ -106,10 +123,11 @@ static void index_pack(builder *b, uint32_t pack) {
         uint32_t inside = 0;
         for (uint32_t end = chunk + os_pack_u32(table->frame_chunks, frame); chunk < end; chunk++) {
             const uint8_t *id = table->chunk_id + (size_t)chunk * OS_ID_SIZE;
-            uint32_t *slot = slot_of(b, id), length = os_pack_u32(table->chunk_length, chunk);
+            uint64_t tag, *slot = slot_of(b, id, &tag);
+            uint32_t length = os_pack_u32(table->chunk_length, chunk);
             if (!*slot) {
                 b->chunks[b->chunk_count] = (chunk_row){id, b->frame_count, inside, length, 0, false};
-                *slot = ++b->chunk_count;
+                *slot = tag | ++b->chunk_count;
             }
             inside += length;
         }
@@ -122,9 +140,10 @@ static void index_pack(builder *b, uint32_t pack) {
 static _Thread_local const os_tree *sorted_tree; /* qsort hands no argument on */
 
 static int by_object(const void *a, const void *b) {
-    const os_inode *one = &sorted_tree->inodes[*(const uint32_t *)a];
-    const os_inode *other = &sorted_tree->inodes[*(const uint32_t *)b];
-    return memcmp(one->object, other->object, OS_ID_SIZE);
+    const object_row *one = a, *other = b;
+    if (one->start != other->start)
+        return one->start < other->start ? -1 : 1;
+    return memcmp(sorted_tree->inodes[one->inode].object, sorted_tree->inodes[other->inode].object, OS_ID_SIZE);
 }
 
 static int by_length(const void *a, const void *b) {
@@ -132,7 +151,8 @@ static int by_length(const void *a, const void *b) {
     return (one > other) - (one < other);
 }
 
-static os_code use_parts(builder *b, const os_inode *inode, uint64_t *hole_room) {
+/* uses: room for the inode's parts. */
+static os_code use_parts(builder *b, const os_inode *inode, uint32_t *uses, uint64_t *hole_room) {
     for (uint32_t row = 0; row < inode->part_count; row++) {
         const uint8_t *part = inode->parts + (size_t)row * PART;
         if (is_hole(part)) {
@@ -144,12 +164,14 @@ static os_code use_parts(builder *b, const os_inode *inode, uint64_t *hole_room)
                 b->holes = grown;
             }
             b->holes[b->hole_count++] = length_of(part);
+            uses[row] = NO_CHUNK;
             continue;
         }
-        uint32_t slot = *slot_of(b, part + 8);
+        uint64_t tag, slot = *slot_of(b, part + 8, &tag);
         if (!slot)
             return os_fail(b->failure, OS_MISSING, "tables: a chunk is in none of the %zu packs", b->pack_count);
-        chunk_row *chunk = &b->chunks[slot - 1];
+        uses[row] = chunk_in(slot);
+        chunk_row *chunk = &b->chunks[uses[row]];
         if (chunk->length != length_of(part))
             return os_fail(b->failure, OS_CORRUPT, "tables: a chunk has another length in its pack");
         chunk->used = true;
@@ -158,25 +180,28 @@ static os_code use_parts(builder *b, const os_inode *inode, uint64_t *hole_room)
     return OS_OK;
 }
 
-static os_code collect(builder *b) {
-    uint64_t hole_room = 0, refs = 0;
+/* The distinct objects of the tree, ascending. */
+static os_code collect_objects(builder *b) {
     uint32_t distinct = 0;
-    b->objects = malloc((b->tree->inode_count + 1) * sizeof *b->objects);
+    uint64_t refs = 0;
+    b->objects = malloc(((size_t)b->tree->inode_count + 1) * sizeof *b->objects);
     if (!b->objects)
         return no_memory(b);
-    for (uint32_t number = 0; number < b->tree->inode_count; number++)
-        if (b->tree->inodes[number].has_object)
-            b->objects[b->object_count++] = number;
+    for (uint32_t number = 0; number < b->tree->inode_count; number++) {
+        const os_inode *inode = &b->tree->inodes[number];
+        if (!inode->has_object)
+            continue;
+        uint64_t start;
+        memcpy(&start, inode->object, sizeof start);
+        b->objects[b->object_count++] = (object_row){be64toh(start), number};
+    }
     sorted_tree = b->tree;
     qsort(b->objects, b->object_count, sizeof *b->objects, by_object);
     for (uint32_t row = 0; row < b->object_count; row++) {
-        const os_inode *inode = &b->tree->inodes[b->objects[row]];
-        if (distinct && !memcmp(b->tree->inodes[b->objects[distinct - 1]].object, inode->object, OS_ID_SIZE))
+        if (distinct && !by_object(&b->objects[distinct - 1], &b->objects[row]))
             continue;
+        const os_inode *inode = &b->tree->inodes[b->objects[row].inode];
         b->objects[distinct++] = b->objects[row];
-        os_code code = use_parts(b, inode, &hole_room);
-        if (code != OS_OK)
-            return code;
         refs += inode->part_count;
         if (refs >= OS_REFS_MAX || inode->size > UINT64_MAX - b->total)
             return os_fail(b->failure, OS_LIMIT, "tables: an image with too many chunks");
@@ -184,6 +209,26 @@ static os_code collect(builder *b) {
     }
     b->object_count = distinct;
     b->ref_count = (uint32_t)refs;
+    return OS_OK;
+}
+
+static os_code collect(builder *b) {
+    uint64_t hole_room = 0;
+    uint32_t distinct = 0;
+    os_code code = collect_objects(b);
+    if (code != OS_OK)
+        return code;
+    b->uses = malloc(((size_t)b->ref_count + 1) * sizeof *b->uses);
+    if (!b->uses)
+        return no_memory(b);
+    uint32_t *uses = b->uses;
+    for (uint32_t row = 0; row < b->object_count; row++) {
+        const os_inode *inode = &b->tree->inodes[b->objects[row].inode];
+        code = use_parts(b, inode, uses, &hole_room);
+        if (code != OS_OK)
+            return code;
+        uses += inode->part_count;
+    }
     if (b->hole_count) /* holes are NULL without one, which qsort may not get */
         qsort(b->holes, b->hole_count, sizeof *b->holes, by_length);
     distinct = 0;
@@ -314,19 +359,19 @@ static void write_rows(const builder *b, columns *to) {
     }
     uint32_t next = 0;
     for (uint32_t at = 0; at < b->object_count; at++) {
-        const os_inode *inode = &b->tree->inodes[b->objects[at]];
+        const os_inode *inode = &b->tree->inodes[b->objects[at].inode];
         memcpy(object_id + (size_t)at * OS_ID_SIZE, inode->object, OS_ID_SIZE);
         object_size[at] = inode->size;
         object_algorithm[at] = inode->algorithm;
         object_ref[at] = next;
         for (uint32_t row = 0; row < inode->part_count; row++) {
-            const uint8_t *part = inode->parts + (size_t)row * PART;
-            uint64_t length = length_of(part);
-            if (is_hole(part)) {
+            uint32_t chunk = b->uses[next];
+            if (chunk == NO_CHUNK) {
+                uint64_t length = length_of(inode->parts + (size_t)row * PART);
                 uint64_t *found = bsearch(&length, b->holes, b->hole_count, sizeof *b->holes, by_length);
                 ref[next++] = b->used_chunks + (uint32_t)(found - b->holes);
             } else {
-                ref[next++] = b->chunks[*slot_of(b, part + 8) - 1].number;
+                ref[next++] = b->chunks[chunk].number;
             }
         }
     }
@@ -365,5 +410,6 @@ os_code os_tables_build(const os_tree *tree, const os_pack_input *packs, size_t 
     free(b.slots);
     free(b.holes);
     free(b.objects);
+    free(b.uses);
     return code;
 }
