@@ -7,6 +7,7 @@ from benchmarks.macro.scenarios import (
     build,
     import_torch,
     index_size,
+    kernels,
     memory,
     metadata,
     mount,
@@ -17,5 +18,5 @@ from benchmarks.macro.scenarios import (
 
 SCENARIOS: dict[str, Scenario] = {
     module.SCENARIO.name: module.SCENARIO
-    for module in (import_torch, run_true, metadata, mount, seqread, build, memory, patch_release, index_size)
+    for module in (kernels, import_torch, run_true, metadata, mount, seqread, build, memory, patch_release, index_size)
 }

@@ -83,7 +83,7 @@ def bench_ingest_of_new_content_on_all_cores(rate: Rate, content: bytes, directo
         for pack in tmp_path.glob("pack-*"):
             pack.unlink()
 
-    rate(new, len(content) / 1e9, "GB/s")
+    rate(new, len(content) / 1e9, "GB/s", wall=True)
 
 
 @pytest.mark.parametrize("compress", [True, False], ids=["zstd", "raw"])
