@@ -49,11 +49,11 @@ _LOOP_READ_ONLY, _LOOP_AUTOCLEAR = 1, 4
 _LOOP_CONFIG = struct.Struct("=II 5Q 4I 64s 64s 32s 2Q 8Q")
 _LOOP_TRIES = 16
 
-Mode = Literal["kernel"]
+Mode = Literal["kernel", "portable"]
 
 
 class MountRecord(Record):
-    """What ``mount`` did, for ``umount`` and for people. target is a real path."""
+    """What ``mount`` did, for people. target is a real path."""
 
     id: str
     target: str
@@ -321,7 +321,12 @@ class MountRecords:
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         self._path = f"{os.fspath(run_dir)}/mounts"
-        os.makedirs(self._path, 0o700, exist_ok=True)
+        try:
+            os.makedirs(self._path, 0o700, exist_ok=True)
+        except PermissionError as error:
+            raise MountError(
+                f"{os.fspath(run_dir)}: permission denied", hint="--run-dir or ONESEC_RUN names another directory"
+            ) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -362,18 +367,41 @@ class MountRecords:
 
 
 def unmount(path: str) -> str:
-    """Undoes the topmost mount of ours on a path; works without its server, its record, and on a broken connection."""
+    """Undoes the topmost mount of ours on a path; works without its server, its record, and on a broken connection.
+
+    A user who is not root has a portable mount undone by fusermount3, which knows who made it.
+    """
     real = os.path.realpath(path)
     rows = [row for row in mount_table() if row.target == real]
     if not rows or not rows[-1].ours:
         raise MountError(f"{path}: got no onesec mount")
     try:
         cext.umount2(real, _UMOUNT_NOFOLLOW)
+    except PermissionError as error:
+        if rows[-1].kind == "overlay":
+            raise MountError(f"{path}: not permitted", hint="a kernel mount is undone by root") from error
+        _fusermount(path, real)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise MountError(f"{path}: in use", hint="end the processes that use it; `fuser -vm` names them") from error
+            raise _in_use(path) from error
         raise MountError(f"{path}: {os.strerror(error.errno or 0).lower()}") from error
     return real
+
+
+def _fusermount(path: str, real: str) -> None:
+    import subprocess
+
+    try:
+        done = subprocess.run(["fusermount3", "-u", "--", real], capture_output=True, text=True, errors="replace")
+    except FileNotFoundError as error:
+        raise UnsupportedError("fusermount3: not installed", hint="apt-get install fuse3") from error
+    if done.returncode != 0:
+        words = done.stderr.strip().rpartition(": ")[2].lower()
+        raise _in_use(path) if "busy" in words else MountError(f"{path}: {words or 'fusermount3 failed'}")
+
+
+def _in_use(path: str) -> MountError:
+    return MountError(f"{path}: in use", hint="end the processes that use it; `fuser -vm` names them")
 
 
 def check_objects(objects: int) -> None:

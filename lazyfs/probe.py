@@ -17,9 +17,12 @@ from lazyfs.errors import MountError
 
 
 class KernelFeatures(Record):
-    """release: as uname gives it. Each flag: the kernel does it, here, for this process."""
+    """release: as uname gives it. privileged: this process may mount. Other flags: the kernel does it, here, for this
+    process.
+    """
 
     release: str
+    privileged: bool
     new_mount_calls: bool
     erofs: bool
     overlay: bool
@@ -28,8 +31,10 @@ class KernelFeatures(Record):
 
     def missing(self) -> str | None:
         """The first thing that the kernel path lacks, in words, or None."""
+        if not self.privileged:
+            return _PRIVILEGE
         if not self.new_mount_calls:
-            return "the new mount calls (fsopen), Linux 5.2, as root"
+            return "new mount calls (fsopen), Linux 5.2"
         if not self.erofs:
             return "EROFS (CONFIG_EROFS_FS)"
         if not self.overlay:
@@ -41,32 +46,42 @@ class KernelFeatures(Record):
         return None
 
     def require(self) -> None:
-        if (missing := self.missing()) is not None:
-            raise UnsupportedError(
-                f"kernel {self.release}: got no {missing}",
-                hint="boot a newer kernel (Debian 12: the one of bookworm-backports)",
-            )
+        missing = self.missing()
+        if missing is None:
+            return
+        if missing == _PRIVILEGE:
+            raise UnsupportedError(f"kernel mounts: got no {missing}", hint="run it as root")
+        raise UnsupportedError(
+            f"kernel {self.release}: got no {missing}",
+            hint="boot a newer kernel (Debian 12: the one of bookworm-backports)",
+        )
+
+
+_PRIVILEGE = "right to mount (CAP_SYS_ADMIN)"
 
 
 def probe() -> KernelFeatures:
     """Asks the kernel; takes about a millisecond and leaves nothing."""
     release = os.uname().release
     fuse = os.path.exists("/dev/fuse")
-    erofs, overlay = _opens("erofs"), _opens("overlay")
-    if erofs is None or overlay is None:
-        return KernelFeatures(release, False, False, False, False, fuse)
-    return KernelFeatures(release, True, erofs, overlay, overlay and _data_only(), fuse)
+    try:
+        erofs, overlay = _opens("erofs"), _opens("overlay")
+    except PermissionError:
+        return KernelFeatures(release, False, True, False, False, False, fuse)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        return KernelFeatures(release, True, False, False, False, False, fuse)
+    return KernelFeatures(release, True, True, erofs, overlay, overlay and _data_only(), fuse)
 
 
-def _opens(kind: str) -> bool | None:
-    """Whether a file system type is there (modules are loaded by the asking); None if the question is not allowed."""
+def _opens(kind: str) -> bool:
+    """Whether a file system type is there (modules are loaded by the asking)."""
     try:
         os.close(cext.fsopen(kind, 1))
     except OSError as error:
         if error.errno == errno.ENODEV:
             return False
-        if error.errno in (errno.ENOSYS, errno.EPERM):
-            return None
         raise
     return True
 

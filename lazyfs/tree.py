@@ -14,12 +14,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import signal
 import stat
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from mmap import PROT_READ, mmap
 
@@ -28,7 +30,8 @@ import trio
 
 import cext
 from cext._reference import blake3
-from cext.errors import CorruptError, MissingError, OnesecError
+from cext.errors import CorruptError, MissingError, OnesecError, UnsupportedError
+from lazyfs.background import Client
 from lazyfs.errors import MountError
 from lazyfs.index.erofs import ErofsReader, Inode
 from lazyfs.index.tables import Object, Part, TablesReader
@@ -325,19 +328,21 @@ def serve_portable(
     image: TreeImage,
     directory: str,
     *,
-    ready: Callable[[], None] = lambda: None,
+    client: Client,
     log: int = 2,
     frames: int = FRAMES_CACHED,
 ) -> None:
-    """Mounts an image on a directory and serves it until it is unmounted, or SIGTERM or SIGINT comes, which unmount it.
+    """Mounts an image on a directory and serves it until it is unmounted. SIGTERM, SIGINT and a client that does not
+    hear that the mount is ready unmount it.
 
-    ready: called once the mount answers. log: descriptor for lines about what could not be read. Raises MountError when
-    it cannot be mounted, CorruptError for broken index blobs.
+    log: descriptor for lines about what could not be read. Raises MountError when it cannot be mounted, CorruptError
+    for broken index blobs.
     """
 
     def say(text: str) -> None:
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        os.write(log, f"{moment} image {image.name}: {text}\n".encode(errors="backslashreplace"))
+        with suppress(OSError):  # a full disk stops nobody
+            os.write(log, f"{moment} image {image.name}: {text}\n".encode(errors="backslashreplace"))
 
     with mmap(image.erofs, 0, prot=PROT_READ) as erofs_bytes:
         erofs = ErofsReader(erofs_bytes)
@@ -345,7 +350,7 @@ def serve_portable(
         packs = Packs(image.packs, tables)
         try:
             contents = Contents(tables, packs, say, frames=frames)
-            _serve(Tree(erofs, tables, contents, say, ready), directory)
+            _serve(Tree(erofs, tables, contents, say, client.ready), directory, client)
         finally:
             packs.close()
 
@@ -356,31 +361,57 @@ def _whole(fd: int) -> bytes:
         return file.read()
 
 
-def _serve(tree: Tree, directory: str) -> None:
-    options = {"default_permissions", f"fsname={SOURCE}", f"subtype={SOURCE}", "ro", "nosuid", "nodev"}
+def _serve(tree: Tree, directory: str, client: Client) -> None:
+    _check_machine()
+    options = {f"fsname={SOURCE}", f"subtype={SOURCE}", "ro", "nosuid", "nodev"}
     if os.geteuid() == 0:
-        options.add("allow_other")
+        # Everybody sees the mount, each with the rights that the image's modes give. Another user's mount is seen by
+        # that user alone, who could read every file of the layout before: modes and owners are only shown.
+        options |= {"allow_other", "default_permissions"}
     try:
         pyfuse3.init(tree, directory, options)
     except RuntimeError as error:
         raise MountError(
-            f"{directory}: portable mount: {error}", hint="is /dev/fuse there, and fusermount3?"
+            f"{directory}: portable mount: {error}", hint="is the directory yours to mount on? The log says more"
         ) from error
     try:
-        trio.run(_main)
+        trio.run(_main, client)
     finally:
         pyfuse3.close()  # unmounts what is still mounted
 
 
-async def _main() -> None:
+def _check_machine() -> None:
+    """What libfuse would say in words of its own, on stderr."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        hint = (
+            "it is everybody's to open where udev runs; as root: chmod 666 /dev/fuse"
+            if isinstance(error, PermissionError)
+            else "load the fuse module, or give the container /dev/fuse"
+        )
+        raise UnsupportedError(f"/dev/fuse: {os.strerror(error.errno or 0).lower()}", hint=hint) from error
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        raise UnsupportedError("fusermount3: not installed", hint="apt-get install fuse3")
+
+
+async def _main(client: Client) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal, signals)
+            nursery.start_soon(_end_unheard, client)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
 
 
-async def _end_on_signal(signals: object) -> None:
-    async for _ in signals:  # type: ignore[attr-defined]
+async def _end_on_signal(signals: AsyncIterator[int]) -> None:
+    async for _ in signals:
         pyfuse3.terminate()
         return
+
+
+async def _end_unheard(client: Client) -> None:
+    await trio.lowlevel.wait_readable(client.fd)
+    if not client.heard():
+        pyfuse3.terminate()
+    client.close()

@@ -39,14 +39,23 @@ class ServedImage(Record):
         self.attachment.keep(target)
 
 
+def opened_image(reference: str, config: Config) -> OpenedImage:
+    """Opens and verifies an image whose packs are here. The caller closes it."""
+    layout = Layout.open(config.root)
+    image = open_image(layout, Reference.parse(reference))
+    try:
+        require_packs(layout, image)
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
 @contextmanager
 def served_image(reference: str, config: Config) -> Iterator[ServedImage]:
     """Opens, verifies and attaches an image; detaches at the end unless it was kept."""
-    layout = Layout.open(config.root)
-    with open_image(layout, Reference.parse(reference)) as image:
-        require_packs(layout, image)
-        with serve(image, config) as served:
-            yield served
+    with opened_image(reference, config) as image, serve(image, config) as served:
+        yield served
 
 
 @contextmanager

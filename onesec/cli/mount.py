@@ -4,33 +4,81 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
+from cext.errors import UnsupportedError
+from lazyfs.errors import MountError
+from lazyfs.mount import Mode, MountRecord, MountRecords, mount_image, target_directory, unmount
 from onesec.config import Config
+
+if TYPE_CHECKING:
+    from registry.image import OpenedImage
+
+MODES: tuple[Mode, ...] = ("kernel", "portable")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mode",
+        choices=MODES,
+        help="kernel: EROFS and overlayfs, fast, as root; portable: a FUSE server, on any kernel, for any user "
+        "(default: kernel where that is possible)",
+    )
     parser.add_argument("reference", metavar="REF", help="image")
     parser.add_argument("directory", metavar="DIR", help="an existing directory")
 
 
 def run(arguments: argparse.Namespace, config: Config) -> int:
-    from lazyfs import mount
+    records = MountRecords(config.run_dir)
+    with records.locked(), target_directory(arguments.directory) as (real, target):
+        records.prune()
+        try:
+            image, mode = _mount(arguments, config, real, target)
+            records.add(MountRecord(os.urandom(8).hex(), real, image.name, str(image.digest), image.domain, mode))
+            # It is done: an interrupt that comes from here on, until the interpreter has ended, must not say otherwise.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        except BaseException:
+            with suppress(MountError):  # mostly there is nothing yet
+                unmount(real)
+            records.prune()
+            raise
+    return 0
+
+
+def _mount(arguments: argparse.Namespace, config: Config, real: str, target: int) -> tuple[OpenedImage, Mode]:
+    if arguments.mode != "portable":
+        try:
+            return _kernel(arguments.reference, config, real, target), "kernel"
+        except UnsupportedError as error:
+            if arguments.mode == "kernel":
+                raise
+            _say_why(error)
+    return _portable(arguments.reference, config, real), "portable"
+
+
+def _kernel(reference: str, config: Config, real: str, target: int) -> OpenedImage:
     from lazyfs.probe import probe
     from onesec.images import served_image
 
     probe().require()
-    records = mount.MountRecords(config.run_dir)
-    with records.locked(), mount.target_directory(arguments.directory) as (real, target):
-        records.prune()
-        with served_image(arguments.reference, config) as served:
-            image = served.image
-            mount.mount_image(served.metadata, served.objects, target, name=image.name)
-            record = mount.MountRecord(os.urandom(8).hex(), real, image.name, str(image.digest), image.domain, "kernel")
-            try:
-                records.add(record)
-                served.keep(real)
-            except BaseException:
-                records.remove(record)
-                mount.unmount(real)
-                raise
-    return 0
+    with served_image(reference, config) as served:
+        mount_image(served.metadata, served.objects, target, name=served.image.name)
+        served.keep(real)
+        return served.image
+
+
+def _portable(reference: str, config: Config, real: str) -> OpenedImage:
+    from lazyfs import portable
+    from onesec.images import opened_image
+
+    with opened_image(reference, config) as image:
+        portable.start(image, real, run_dir=config.run_dir)
+        return image
+
+
+def _say_why(error: UnsupportedError) -> None:
+    from onesec.cli.main import complain
+
+    complain(f"portable mount, slower than a kernel mount: {error}")

@@ -200,7 +200,7 @@ def test_this_kernel_allows_the_kernel_path(real_machine: None) -> None:
 
 
 def test_a_kernel_without_a_part_is_told_which() -> None:
-    old = KernelFeatures("6.1.0", True, True, True, False, True)
+    old = KernelFeatures("6.1.0", True, True, True, True, False, True)
     with pytest.raises(Exception, match=r"kernel 6\.1\.0: got no overlayfs with data-only lower directories") as caught:
         old.require()
     assert "backports" in str(getattr(caught.value, "hint", ""))

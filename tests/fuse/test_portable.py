@@ -75,25 +75,25 @@ def mounted(built: Built, directory: Path) -> Iterator[Path]:
         yield target
     finally:
         unmount(str(target))
-        wait_for_end(target)
+        wait_for_end(directory)
 
 
-def wait_for_end(target: Path) -> None:
+def wait_for_end(directory: Path) -> None:
     """Until no server process holds on to anything of a mount that is gone."""
     deadline = time.monotonic() + 10
-    while servers():
-        assert time.monotonic() < deadline, f"servers of {target} still there: {servers()}"
+    while found := servers(directory):
+        assert time.monotonic() < deadline, f"servers of {directory} still there: {found}"
         time.sleep(0.02)
 
 
-def servers() -> list[int]:
-    """Processes by our name that have a test's directory for their log."""
+def servers(directory: Path) -> list[int]:
+    """Processes by our name whose log is in a test's directory: other runs of these tests have theirs."""
     found = []
     for name in os.listdir("/proc"):
         try:
             with open(f"/proc/{name}/comm") as file:
                 ours = name.isdigit() and file.read().strip() == portable.NAME[:15]
-            if ours and "pytest-of-" in os.readlink(f"/proc/{name}/fd/2"):
+            if ours and os.readlink(f"/proc/{name}/fd/2").startswith(f"{directory}/"):
                 found.append(int(name))
         except (FileNotFoundError, NotADirectoryError, ProcessLookupError, PermissionError):
             continue
@@ -209,15 +209,15 @@ def test_a_lease_lasts_as_long_as_the_mount(small: Built, tmp_path: Path) -> Non
     leases = Path(small.layout.root) / "leases"
     with mounted(small, tmp_path) as target:
         assert len(list(leases.iterdir())) == 1
-        assert len(servers()) == 1
+        assert len(servers(tmp_path)) == 1
         assert (target / "good").exists()
 
 
 def test_a_server_that_was_killed_leaves_a_mount_that_can_be_undone(small: Built, tmp_path: Path) -> None:
     with mounted(small, tmp_path) as target:
-        (server,) = servers()
+        (server,) = servers(tmp_path)
         os.kill(server, signal.SIGKILL)
-        wait_for_end(target)
+        wait_for_end(tmp_path)
         with pytest.raises(OSError) as caught:
             os.listdir(target)
         assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
@@ -225,10 +225,10 @@ def test_a_server_that_was_killed_leaves_a_mount_that_can_be_undone(small: Built
 
 def test_a_server_that_is_asked_to_end_unmounts(small: Built, tmp_path: Path) -> None:
     def end_the_server() -> None:
-        with mounted(small, tmp_path) as target:
-            (server,) = servers()
+        with mounted(small, tmp_path):
+            (server,) = servers(tmp_path)
             os.kill(server, signal.SIGTERM)
-            wait_for_end(target)
+            wait_for_end(tmp_path)
 
     with pytest.raises(MountError, match="no onesec mount"):  # there is nothing left to undo
         end_the_server()

@@ -1,76 +1,15 @@
-"""An archive becomes an image, the image is mounted by the kernel, and what a reader sees is what was archived."""
+"""An archive becomes an image, the image is mounted both ways, and what a reader sees is what was archived."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.support.trees import assert_same_tree, make_every_kind
-
-ROOT = Path(__file__).parents[2]
-
-
-def put(layout: Path, data: bytes) -> tuple[str, int]:
-    digest = hashlib.sha256(data).hexdigest()
-    (layout / "blobs/sha256" / digest).write_bytes(data)
-    return f"sha256:{digest}", len(data)
-
-
-def descriptor(media_type: str, blob: tuple[str, int]) -> dict[str, object]:
-    return {"mediaType": f"application/vnd.oci.image.{media_type}", "digest": blob[0], "size": blob[1]}
-
-
-def oci_layout(layout: Path, tar: bytes, config: dict[str, object]) -> None:
-    """An OCI layout with one image `t` of one plain layer."""
-    (layout / "blobs/sha256").mkdir(parents=True)
-    (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    layer = put(layout, tar)
-    whole = {
-        "architecture": "amd64",
-        "os": "linux",
-        "config": config,
-        "rootfs": {"type": "layers", "diff_ids": [layer[0]]},
-    }
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": descriptor("config.v1+json", put(layout, json.dumps(whole).encode())),
-        "layers": [descriptor("layer.v1.tar", layer)],
-    }
-    listed = descriptor("manifest.v1+json", put(layout, json.dumps(manifest).encode()))
-    listed["annotations"] = {"org.opencontainers.image.ref.name": "t"}
-    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [listed]}))
-
-
-def archive(tree: Path) -> bytes:
-    words = ["tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--format=pax", "--sparse", "--sort=name"]
-    return subprocess.run([*words, "-cf", "-", "."], cwd=tree, check=True, capture_output=True).stdout
-
-
-class Command:
-    """`onesec` with a root and a run directory of its own."""
-
-    def __init__(self, directory: Path) -> None:
-        self.root = directory / "root"
-        self.environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "ONESEC_ROOT": str(self.root),
-            "ONESEC_RUN": str(directory / "run"),
-        }
-
-    def __call__(self, *words: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-        call: Sequence[str] = [sys.executable, "-m", "onesec", *map(str, words)]
-        done = subprocess.run(call, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == status, done.stderr
-        return done
+from tests.support.oci import Command, archive, oci_layout
+from tests.support.oracle import assert_image
+from tests.support.trees import make_every_kind
 
 
 @pytest.fixture
@@ -87,12 +26,7 @@ def test_a_mounted_image_is_the_tree_that_was_archived(onesec: Command, tmp_path
     digest = onesec("import", f"oci:{tmp_path / 'oci'}:t", "-t", "app").stdout.splitlines()[-1]
     assert digest.startswith("sha256:")
     onesec("verify", "app", "--deep")
-    mounted.mkdir()
-    onesec("mount", "app", mounted)
-    try:
-        assert_same_tree(tree, mounted)
-    finally:
-        onesec("umount", mounted)
+    assert_image(onesec, "app", tree, mounted)
 
 
 def test_the_same_archive_gives_the_same_digest_on_another_root(onesec: Command, tmp_path: Path) -> None:

@@ -332,7 +332,9 @@ def snapshot(root: str | os.PathLike[str], *, keep: Callable[[str], bool] | None
         full = os.path.join(top, path) if path else top
         found[path] = os.lstat(full)
         if stat.S_ISDIR(found[path].st_mode):
-            waiting += [os.path.join(path, name) for name in os.listdir(full)]
+            listed = os.listdir(full)
+            assert len(listed) == len(set(listed)), f"{path!r}: names listed twice"
+            waiting += [os.path.join(path, name) for name in listed]
     names: dict[tuple[int, int], list[bytes]] = {}
     for path, info in found.items():
         names.setdefault((info.st_dev, info.st_ino), []).append(path)
