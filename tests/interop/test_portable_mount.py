@@ -16,8 +16,8 @@ import pytest
 
 from lazyfs import portable
 from lazyfs.mount import mount_table
-from tests.support.oci import ROOT, Command, archive, oci_layout
 from tests.support.oracle import mounted
+from tests.support.road import ROOT, Command, archive, oci_layout
 from tests.support.trees import assert_same_tree, make_every_kind, snapshot
 
 NOBODY = 65534

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.oci import Command, archive, oci_layout
 from tests.support.oracle import assert_image
+from tests.support.road import Command, archive, oci_layout
 from tests.support.trees import make_every_kind
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.oci import Command
+from tests.support.road import Command
 from tests.support.trees import Snapshot, assert_same_tree, snapshot
 
 
