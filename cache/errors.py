@@ -18,6 +18,7 @@ class StoreError(OnesecError):
     def __init__(self, path: str, reason: str, *, hint: str | None = None) -> None:
         super().__init__(f"store {path}: {reason}", hint=hint)
         self.path = path
+        self.reason = reason
 
 
 class StoreInUseError(StoreError):

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
 import cext
 from cache.errors import StoreFullError, StoreInUseError, StoreWriteError
 from cext.errors import LimitError
+from cext.record import Record
 
 Codec = Literal["zstd", "raw"]
 """How a chunk is kept. raw: for what is read often; it costs the disk and saves the decompression."""
@@ -37,7 +37,7 @@ class Store:
         try:
             self.native = cext.Store(self.path, segment_size=segment_size, log=log, quota=quota, floor=floor)
         except BlockingIOError as error:
-            raise StoreInUseError(self.path, error.strerror or "in use") from error
+            raise in_use(self.path, error) from error
 
     def put(self, id: bytes, data: bytes, *, algorithm: int = 1, codec: Codec = "zstd", pinned: bool = False) -> None:
         """Queues a chunk. Raises CorruptError if data is not what id says.
@@ -87,8 +87,11 @@ class Store:
             raise StoreWriteError(self.path, error.strerror or str(error)) from error
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+def in_use(path: str, error: BlockingIOError) -> StoreInUseError:
+    return StoreInUseError(path, (error.strerror or "in use").removeprefix("store: "))
+
+
+class Checked(Record):
     """chunks, bytes: looked at. repaired: what was wrong, a line each; nothing of it is needed again."""
 
     chunks: int
@@ -106,7 +109,7 @@ def check(path: str | os.PathLike[str]) -> Checked:
     try:
         native = cext.Store(path)
     except BlockingIOError as error:
-        raise StoreInUseError(os.fspath(path), error.strerror or "in use") from error
+        raise in_use(os.fspath(path), error) from error
     with native:
         report = native.check(repair=True)
         rebuilt = native.statistics().rebuilt

@@ -42,8 +42,11 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import cext
+from cache.settings import StoreSettings
+from cache.stores import Place, prepare
 from cext.errors import OnesecError, UnsupportedError
 from cext.record import Record
+from lazyfs.objects import ServerSettings
 
 NAME = "onesec-objects"
 NOBODY = 65534
@@ -144,15 +147,15 @@ def _set_read_ahead(tree: int) -> None:
 # ---------------------------------------------------------------------- start
 
 
-def start(directory: int, deadline_s: float) -> None:
+def start(directory: int, settings: ServerSettings) -> None:
     """Starts the server of a domain directory and returns when it takes connections. The caller holds the domain's
-    lock. deadline_s: of a parked read. Raises what the start raised.
+    lock. Raises what the start raised.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
         child = os.fork()
         if child == 0:
-            _become_holder(directory, writer, deadline_s)
+            _become_holder(directory, writer, settings)
         os.close(writer)
         writer = -1
         os.waitpid(child, 0)
@@ -169,7 +172,7 @@ def start(directory: int, deadline_s: float) -> None:
     raise kind(words["error"], hint=words.get("hint"))
 
 
-def _become_holder(directory: int, ready: int, deadline_s: float) -> NoReturn:
+def _become_holder(directory: int, ready: int, settings: ServerSettings) -> NoReturn:
     status = 1
     try:
         os.setsid()
@@ -181,7 +184,7 @@ def _become_holder(directory: int, ready: int, deadline_s: float) -> NoReturn:
         directory, ready = _detach(directory, ready)
         server = os.fork()
         if server == 0:
-            _become_server(directory, ready, deadline_s)
+            _become_server(directory, ready, settings)
         os.close(ready)
         os.waitpid(server, 0)
         _remove_socket(directory)
@@ -218,10 +221,10 @@ def _remove_socket(directory: int) -> None:
             pass
 
 
-def _become_server(directory: int, ready: int, deadline_s: float) -> NoReturn:
+def _become_server(directory: int, ready: int, settings: ServerSettings) -> NoReturn:
     status = 1
     try:
-        server = Server(directory, deadline_s)
+        server = Server(directory, settings)
     except OnesecError as error:
         unsupported = isinstance(error, UnsupportedError)
         _say(ready, {"error": str(error), "hint": error.hint, "unsupported": unsupported})
@@ -233,6 +236,7 @@ def _become_server(directory: int, ready: int, deadline_s: float) -> NoReturn:
             os.write(ready, b"ready")
             os.close(ready)
             server.run()
+            server.close()
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -309,7 +313,7 @@ class _Refused(Exception):
 class Server:
     """Everything a server process has. Made with privileges, and without them when __init__ returns."""
 
-    def __init__(self, directory: int, deadline_s: float) -> None:
+    def __init__(self, directory: int, settings: ServerSettings) -> None:
         threads = max(2, min(8, 2 * (os.cpu_count() or 1)))
         mount = make_object_mount(threads)
         self._tree = mount.tree
@@ -323,20 +327,35 @@ class Server:
         self._until = 0.0  # monotonic: before it the process stays although there is nobody to serve
         self._user = os.geteuid()
         secret = os.urandom(32)
-        deadline = _deadline(deadline_s)
+        deadline = _deadline(settings.deadline_s)
         _raise_descriptor_limit()
+        place = None if settings.store is None else _prepare_store(settings.store, settings.domain)
         os.fchdir(proc)
         os.chroot(".")
         os.close(directory)
-        cext.drop_privileges(NOBODY, proc)
+        self._store: cext.Store | None = None
+
+        def open_store() -> int:
+            self._store = None if place is None else _open_store(place)
+            os.fchdir(proc)
+            return -1 if self._store is None else self._store.fileno()
+
+        cext.drop_privileges(NOBODY, proc, open_store)
         self._server = cext.ObjectServer(
-            mount.fds, secret=secret, proc=proc, log=2, hangup=self._hangup, deadline=deadline
+            mount.fds, secret=secret, proc=proc, log=2, hangup=self._hangup, deadline=deadline, store=self._store
         )
         for fd in mount.fds:
             os.close(fd)
         self._server.start()
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         _log(f"started, process {os.getpid()}, {now}; reads wait {deadline:g} s at most")
+
+    def close(self) -> None:
+        """Nothing of the store is lost but what its writer could not write."""
+        self._server.close()
+        if self._store is not None:
+            with suppress(OSError, OnesecError):
+                self._store.close()
 
     def run(self) -> None:
         """Until there is nobody left to serve."""
@@ -527,6 +546,30 @@ class Server:
         while more := os.read(self._mounts, 1 << 16):
             text += more
         return {line.split(b" ", 3)[2].decode() for line in text.splitlines()}
+
+
+def _prepare_store(settings: StoreSettings, domain: str) -> Place | None:
+    """None, and a line, if it cannot be had: a start never fails for want of a cache."""
+    try:
+        return prepare(settings, domain, NOBODY)
+    except (OSError, OnesecError) as error:
+        _log(f"chunk store: left out: {_words(error)}")
+        return None
+
+
+def _words(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def _open_store(place: Place) -> cext.Store | None:
+    """As the user that the server is from now on: a map that a former server left is parsed without privileges."""
+    try:
+        return place.open(log=2)
+    except (OSError, OnesecError) as error:
+        _log(f"chunk store: left out: {_words(error)}")
+        return None
+    finally:
+        os.close(place.fd)
 
 
 def _deadline(deadline: float) -> float:

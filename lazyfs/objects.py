@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import cext
+from cache.settings import StoreSettings
+from cext.record import Record
 from lazyfs import mount
 from lazyfs.errors import ObjectServerError
 
@@ -58,6 +60,14 @@ class Servable(Protocol):
     def packs(self) -> int: ...
     @property
     def lease(self) -> Lease: ...
+
+
+class ServerSettings(Record):
+    """What a server has for as long as it lives. deadline_s: of a parked read."""
+
+    domain: str
+    deadline_s: float
+    store: StoreSettings | None
 
 
 class Attachment:
@@ -116,16 +126,19 @@ def attach(
     metadata: str = "",
     linger_s: float = 0,
     deadline_s: float = DEADLINE_S,
+    store: StoreSettings | None = None,
 ) -> Attachment:
     """Has the image served by its domain's server. Raises UnsupportedError, ObjectServerError.
 
     metadata: what the mount of fs.erofs is shared under, the hexadecimal digest of its content; empty: not shared.
-    linger_s: how long the server, with its page cache, outlives the attachment. deadline_s: after which a read whose
-    bytes do not come fails; of a server that is started now, a running one keeps its own.
+    linger_s: how long the server, with its page cache, outlives the attachment.
+    deadline_s: after which a read whose bytes do not come fails. store: where chunks are kept that are read again. Both
+    of a server that is started now, a running one keeps its own.
     """
+    settings = ServerSettings(image.domain, deadline_s, store)
     with _domain_directory(run_dir, root, image.domain) as directory:
         for _ in range(_TRIES):
-            sock: socket.socket | None = _connection(directory, deadline_s)
+            sock: socket.socket | None = _connection(directory, settings)
             assert sock is not None
             try:
                 number, objects, shared = _hand_over(sock, image, metadata, linger_s)
@@ -194,7 +207,7 @@ def _domain_directory(run_dir: str | os.PathLike[str], root: str | os.PathLike[s
         os.close(fd)
 
 
-def _connection(directory: int, deadline_s: float) -> socket.socket:
+def _connection(directory: int, settings: ServerSettings) -> socket.socket:
     """To the running server, or to one that is started now."""
     sock = _connect(directory)
     if sock is not None:
@@ -206,7 +219,7 @@ def _connection(directory: int, deadline_s: float) -> socket.socket:
         if sock is None:
             from lazyfs import object_process
 
-            object_process.start(directory, deadline_s)
+            object_process.start(directory, settings)
             sock = _connect(directory)
         if sock is None:
             raise ObjectServerError("object server: started, but does not answer", hint="its log says why")

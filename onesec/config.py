@@ -13,6 +13,10 @@ that ONESEC_CONFIG names), the default. Unknown keys are refused: a setting with
     linger = 600                # seconds that the pages of a container stay served after it, for the next one; 0: none
     deadline = 120              # seconds that a read waits for bytes that do not come, until it fails; of new servers
 
+    [store]                     # chunks that are read again and again, under root/cache/store
+    quota = "20GiB"             # all stores together; without it: a tenth of the file system, at most 20GiB; "0": none
+    floor = "5GiB"              # what stays free; without it: a twentieth of the file system, at most 5GiB
+
     [registry."localhost:5000"]
     plain-http = true
     ca = "/path/ca.pem"
@@ -36,6 +40,8 @@ DEFAULT_FILE = "/etc/onesec/onesec.toml"
 LINGER_S = 600.0
 DEADLINE_S = 120.0
 
+_UNITS = {"": 0, "B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
+
 Scratch = Literal["disk", "memory"]
 
 
@@ -58,6 +64,13 @@ class RunSettings(Record):
     deadline_s: float = DEADLINE_S
 
 
+class StoreLimits(Record):
+    """Bytes; None: a share of the file system (cache/stores.py)."""
+
+    quota: int | None = None
+    floor: int | None = None
+
+
 class Config(Record):
     """Everything a command has to know about the machine it works on. Paths are absolute."""
 
@@ -65,6 +78,7 @@ class Config(Record):
     run_dir: Path
     json: bool = False
     run: RunSettings = RunSettings()
+    store: StoreLimits = StoreLimits()
     registries: Mapping[str, RegistrySettings] = EMPTY
 
 
@@ -79,6 +93,7 @@ def load(
     file_root = reader.text("root")
     file_run_dir = reader.text("run-dir")
     run = _run_settings(reader.table("run"))
+    store = _store_limits(reader.table("store"))
     registries = {name: _registry_settings(part) for name, part in reader.table("registry").tables()}
     reader.finish()
     return Config(
@@ -86,6 +101,7 @@ def load(
         run_dir=_absolute(run_dir or environment.get("ONESEC_RUN") or file_run_dir or DEFAULT_RUN_DIR),
         json=json,
         run=run,
+        store=store,
         registries=registries,
     )
 
@@ -126,6 +142,12 @@ def _run_settings(table: _Table) -> RunSettings:
     return RunSettings(runtime, cast(Scratch, scratch), profile, linger_s, deadline_s)
 
 
+def _store_limits(table: _Table) -> StoreLimits:
+    limits = StoreLimits(table.size("quota"), table.size("floor"))
+    table.finish()
+    return limits
+
+
 def _registry_settings(table: _Table) -> RegistrySettings:
     ca = table.text("ca")
     settings = RegistrySettings(
@@ -163,6 +185,17 @@ class _Table:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 86400:
             self.refuse(key, "seconds, 0 to 86400", value)
         return float(value)
+
+    def size(self, key: str) -> int | None:
+        """Bytes, from a number with a unit."""
+        text = self.text(key)
+        if text is None:
+            return None
+        digits = text.rstrip("BKMGTi ")
+        unit = text[len(digits) :].strip()
+        if not digits.isascii() or not digits.isdigit() or unit not in _UNITS or len(digits) > 9:
+            self.refuse(key, "a size like 20GiB", text)
+        return int(digits) << _UNITS[unit]
 
     def texts(self, key: str) -> tuple[str, ...]:
         value = self._values.pop(key, [])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cache.settings import StoreSettings
 from cext.record import Record
 from lazyfs.objects import Attachment, attach
 from onesec.config import Config
@@ -68,5 +69,6 @@ def serve(image: OpenedImage, config: Config) -> Iterator[ServedImage]:
         metadata=image.metadata_name,
         linger_s=config.run.linger_s,
         deadline_s=config.run.deadline_s,
+        store=StoreSettings(f"{config.root}/cache/store", config.store.quota, config.store.floor),
     ) as attachment:
         yield ServedImage(image, attachment)

@@ -218,7 +218,9 @@ static void add_counts(os_fuse_server *server, os_reader *reader) {
     atomic_fetch_add(&server->count.pack_bytes, reader->pack_bytes);
     atomic_fetch_add(&server->count.decoded_bytes, reader->decoded_bytes);
     atomic_fetch_add(&server->count.cache_hits, reader->cache_hits);
-    reader->pack_bytes = reader->decoded_bytes = reader->cache_hits = 0;
+    atomic_fetch_add(&server->count.kept_bytes, reader->kept_bytes);
+    atomic_fetch_add(&server->count.keeps, reader->keeps);
+    reader->pack_bytes = reader->decoded_bytes = reader->cache_hits = reader->kept_bytes = reader->keeps = 0;
 }
 
 /* Every image's try, the likeliest first; leaves the bytes in self->reply. */

@@ -146,6 +146,8 @@ void os_fuse_server_statistics(os_fuse_server *server, os_fuse_statistics *out) 
         .pack_bytes = atomic_load(&server->count.pack_bytes),
         .decoded_bytes = atomic_load(&server->count.decoded_bytes),
         .cache_hits = atomic_load(&server->count.cache_hits),
+        .kept_bytes = atomic_load(&server->count.kept_bytes),
+        .keeps = atomic_load(&server->count.keeps),
         .stores = atomic_load(&server->count.stores),
         .stored_bytes = atomic_load(&server->count.stored_bytes),
         .unmounted = atomic_load(&server->count.unmounted),

@@ -50,7 +50,7 @@ struct os_fuse_server {
 
     struct {
         atomic_uint_fast64_t lookups, reads, read_bytes, other, errors, parked, expired, interrupts, killed, pack_bytes,
-            decoded_bytes, cache_hits, stores, stored_bytes, unmounted;
+            decoded_bytes, cache_hits, kept_bytes, keeps, stores, stored_bytes, unmounted;
     } count;
 };
 

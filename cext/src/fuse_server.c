@@ -188,7 +188,9 @@ static os_code make_worker(os_fuse_worker *self, os_fuse_server *server, bool ke
         self->request = env->allocate(env->context, OS_FUSE_REQUEST_MAX);
     if (self->reply == NULL || (!keeper && self->request == NULL))
         return os_fail(failure, OS_MEMORY, "object server: got no memory for a thread");
-    return os_reader_init(&self->reader, env, failure);
+    os_code code = os_reader_init(&self->reader, env, failure);
+    self->reader.store = server->options.store;
+    return code;
 }
 
 os_code os_fuse_server_make(const os_fuse_options *options, os_fuse_server **out, os_failure *failure) {

@@ -12,6 +12,7 @@
 #include "os_limits.h"
 #include "os_result.h"
 #include "os_source.h"
+#include "os_store.h"
 
 #define OS_FUSE_THREADS_MAX 32u
 #define OS_FUSE_PARKED_MAX 65536u
@@ -29,6 +30,7 @@ typedef struct os_fuse_options {
     uint64_t deadline_ns;  /* of a parked request */
     uint64_t fail_fast_ns; /* how long a place whose deadline passed is answered EIO at once */
     void (*unmap)(void *mapping, size_t size); /* for what add_image takes */
+    os_store *store;                           /* borrowed: of this server's trust domain; may be NULL */
 } os_fuse_options;
 
 typedef struct os_fuse_statistics {
@@ -36,6 +38,7 @@ typedef struct os_fuse_statistics {
     uint64_t errors;                            /* READ and LOOKUP answered EIO */
     uint64_t parked, parked_now, expired, killed, interrupts;
     uint64_t pack_bytes, decoded_bytes, cache_hits;
+    uint64_t kept_bytes, keeps; /* sent out of the local store; chunks given to it */
     uint64_t images, objects;
     uint64_t stores, stored_bytes;
     uint64_t unmounted; /* 1: the kernel has closed the connection */

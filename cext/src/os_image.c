@@ -13,6 +13,7 @@
 #include "os_frame.h"
 #include "os_hash.h"
 #include "os_sha256.h"
+#include "os_shelf.h"
 
 typedef struct reading {
     os_image *image;
@@ -196,10 +197,39 @@ static os_answer verify(const reading *r, uint32_t chunk, const uint8_t *data, s
     return OS_ANSWER_FAILED;
 }
 
+static unsigned algorithm_of(const reading *r) {
+    return r->image->tables.object_algorithm[r->row];
+}
+
+static const uint8_t *id_of(const reading *r, const piece *p) {
+    return r->image->tables.chunk_id + (size_t)p->chunk * OS_ID_SIZE;
+}
+
+/* Out of the store: into out if all of the chunk is wanted, by way of reader->frame if not. */
+static bool read_kept(const reading *r, const piece *p, size_t from, size_t take, uint8_t *out) {
+    os_reader *reader = r->reader;
+    bool whole = take == p->length;
+    if (reader->store == NULL || (!whole && reader->frame == NULL))
+        return false;
+    if (!os_shelf_get(reader->store, id_of(r, p), algorithm_of(r), whole ? out : reader->frame, p->length))
+        return false;
+    reader->kept_bytes += take;
+    if (whole)
+        return true;
+    memcpy(out, reader->frame + from, take);
+    if (p->length == p->plain) { /* a frame of its own: whoever wants the rest of it finds it in the cache */
+        os_frame_slot *slot = os_frame_cache_put(r->cache, r->image->id, p->frame, &reader->frame);
+        if (slot != NULL)
+            os_frame_cache_release(r->cache, slot, 0);
+    }
+    return true;
+}
+
 /* Part of a frame, through the cache. */
 static os_answer read_cached(const reading *r, const piece *p, size_t from, size_t take, uint8_t *out) {
     os_reader *reader = r->reader;
     os_frame_slot *slot = os_frame_cache_get(r->cache, r->image->id, p->frame);
+    bool decoded = slot == NULL;
     if (slot != NULL) {
         reader->cache_hits++;
     } else {
@@ -207,6 +237,8 @@ static os_answer read_cached(const reading *r, const piece *p, size_t from, size
             os_fail(r->failure, OS_MEMORY, "got no memory for a frame");
             return OS_ANSWER_FAILED;
         }
+        if (read_kept(r, p, from, take, out))
+            return OS_ANSWER_HERE;
         os_answer answer = decode(r, p, reader->frame);
         if (answer != OS_ANSWER_HERE)
             return answer;
@@ -214,8 +246,11 @@ static os_answer read_cached(const reading *r, const piece *p, size_t from, size
     }
     const uint8_t *data = (slot != NULL ? slot->data : reader->frame) + p->at;
     os_answer answer = verify(r, p->chunk, data, p->length);
-    if (answer == OS_ANSWER_HERE)
+    if (answer == OS_ANSWER_HERE) {
         memcpy(out, data + from, take);
+        if (decoded)
+            reader->keeps += os_shelf_offer(reader->store, id_of(r, p), algorithm_of(r), data, p->length);
+    }
     if (slot != NULL)
         os_frame_cache_release(r->cache, slot, answer != OS_ANSWER_HERE);
     return answer;
@@ -242,8 +277,14 @@ static os_answer read_chunk(const reading *r, uint32_t chunk, uint32_t part, siz
     r->place->offset = p.offset;
     if (take != p.plain)
         return read_cached(r, &p, from, take, out);
+    if (read_kept(r, &p, from, take, out))
+        return OS_ANSWER_HERE;
     os_answer answer = decode(r, &p, out);
-    return answer == OS_ANSWER_HERE ? verify(r, chunk, out, take) : answer;
+    if (answer == OS_ANSWER_HERE)
+        answer = verify(r, chunk, out, take);
+    if (answer == OS_ANSWER_HERE)
+        r->reader->keeps += os_shelf_offer(r->reader->store, id_of(r, &p), algorithm_of(r), out, take);
+    return answer;
 }
 
 /* The part that offset lies in. */

@@ -9,6 +9,7 @@
 #include "os_env.h"
 #include "os_frame_cache.h"
 #include "os_source.h"
+#include "os_store.h"
 #include "os_tables.h"
 
 #define OS_IMAGE_LABEL_MAX 128u
@@ -27,6 +28,7 @@ typedef struct os_image {
 
 /* What one thread reads with. */
 typedef struct os_reader {
+    os_store *store; /* borrowed: asked before the packs are; NULL: there is none */
     ZSTD_DCtx *zstd; /* owned */
     uint8_t *packed; /* owned, OS_READER_PACKED bytes */
     uint8_t *frame;  /* owned, OS_FRAME_MAX bytes; NULL for a moment after a swap with the cache */
@@ -35,7 +37,8 @@ typedef struct os_reader {
     uint32_t blob;
     uint64_t start, end;
     /* What it did, since it was made. */
-    uint64_t pack_bytes, decoded_bytes, cache_hits;
+    uint64_t pack_bytes, decoded_bytes, cache_hits, kept_bytes,
+        keeps; /* kept_bytes: out of the store; keeps: into it */
 } os_reader;
 
 /* A request's bytes of frames (1 MiB, hardly longer compressed) are read by one pread where they lie side by side. */

@@ -3,6 +3,7 @@
 #define OS_LIMITS_H
 
 #define OS_ID_SIZE 32
+enum { OS_ALGORITHM_BLAKE3 = 1, OS_ALGORITHM_SHA256 = 2 }; /* what a chunk's id is made with */
 #define OS_CHUNK_MIN (16u << 10)
 #define OS_CHUNK_AVERAGE (64u << 10)
 #define OS_CHUNK_MAX (256u << 10)

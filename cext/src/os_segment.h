@@ -14,7 +14,6 @@
 #define OS_ENTRY_HEADER 80u
 
 enum { OS_CODEC_RAW = 0, OS_CODEC_ZSTD = 1 };
-enum { OS_ALGORITHM_BLAKE3 = 1, OS_ALGORITHM_SHA256 = 2 };
 
 typedef struct os_entry {
     uint8_t id[OS_ID_SIZE];

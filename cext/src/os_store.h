@@ -37,9 +37,10 @@ typedef struct os_store_options {
 #define OS_STORE_QUEUE (32u << 20)
 
 enum {
-    OS_STORE_ZSTD = 1,    /* keep it compressed, if that makes it smaller: less disk, a third of the speed */
-    OS_STORE_PINNED = 2,  /* put it with what is dropped last */
-    OS_STORE_NO_WAIT = 4, /* OS_LIMIT while the queue is full, instead of waiting */
+    OS_STORE_ZSTD = 1,     /* keep it compressed, if that makes it smaller: less disk, a third of the speed */
+    OS_STORE_PINNED = 2,   /* put it with what is dropped last */
+    OS_STORE_NO_WAIT = 4,  /* OS_LIMIT while the queue is full, instead of waiting */
+    OS_STORE_VERIFIED = 8, /* the caller has hashed data in this very buffer a moment before */
 };
 
 typedef struct os_store_segment {
@@ -90,6 +91,9 @@ os_code os_store_flush(os_store *store, os_failure *failure);
 
 /* Whether somebody asked about this chunk before, roughly: a filter of a million bits, kept over a restart. */
 bool os_store_seen(os_store *store, const uint8_t id[OS_ID_SIZE]);
+
+/* The descriptor of its directory, in which it makes and deletes files; -1 once closed. */
+int os_store_directory(const os_store *store);
 
 /* *out: owned by the caller (free), ascending by number. */
 os_code os_store_segments(os_store *store, os_store_segment **out, size_t *count, os_failure *failure);

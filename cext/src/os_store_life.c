@@ -12,6 +12,10 @@
 
 /* ---------------------------------------------------------------- segments, statistics */
 
+int os_store_directory(const os_store *store) {
+    return store->directory;
+}
+
 os_code os_store_segments(os_store *store, os_store_segment **out, size_t *count, os_failure *failure) {
     os_code code = os_store_enter(store, failure);
     if (code != OS_OK)
@@ -135,8 +139,8 @@ static os_code take_lock(os_store *store, os_failure *failure) {
         ssize_t got = env->pread(env->context, store->lock, holder, sizeof holder - 1, 0);
         holder[strspn(holder, "0123456789")] = '\0';
         if (error == EWOULDBLOCK && got > 0 && holder[0] != '\0')
-            return os_fail_errno(failure, error, "store: %s is in use by process %s", store->path, holder);
-        return os_fail_errno(failure, error, "store: %s is in use: %s", store->path, strerror(error));
+            return os_fail_errno(failure, error, "store: in use by process %s", holder);
+        return os_fail_errno(failure, error, "store: its lock: %s", strerror(error));
     }
     int length = snprintf(holder, sizeof holder, "%-12ld", (long)getpid());
     if (env->pwrite(env->context, store->lock, holder, (size_t)length, 0) < 0)

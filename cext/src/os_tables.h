@@ -14,11 +14,6 @@
 #define OS_TABLES_HOLE UINT32_MAX /* in chunk_frame */
 #define OS_TABLES_HEADER 64u
 
-typedef enum os_algorithm {
-    OS_ALGORITHM_BLAKE3 = 1,
-    OS_ALGORITHM_SHA256 = 2,
-} os_algorithm;
-
 typedef struct os_tables_blob {
     uint8_t digest[OS_ID_SIZE]; /* SHA-256 */
     uint64_t size;

@@ -12,6 +12,7 @@
 #include "fuse_server.h"
 #include "os_pack_files.h"
 #include "os_tables.h"
+#include "py_store.h"
 
 /* The packs of an image, to hand in descriptors later. */
 typedef struct added_image {
@@ -26,6 +27,7 @@ typedef struct object_server {
     PyObject_HEAD os_fuse_server *server; /* owned; NULL: closed */
     added_image *images;                  /* owned; guarded by the GIL */
     int proc, log, hangup;                /* owned, or -1 */
+    PyObject *store;                      /* owned, or NULL; outlives the server's threads */
 } object_server;
 
 static int duplicate(int fd) {
@@ -99,14 +101,14 @@ failed:
 /* ---------------------------------------------------------------------- life */
 
 static int init(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"fds", "secret", "proc", "log", "hangup", "deadline", "fail_fast", NULL};
+    static char *names[] = {"fds", "secret", "proc", "log", "hangup", "deadline", "fail_fast", "store", NULL};
     object_server *self = (object_server *)object;
-    PyObject *sequence;
+    PyObject *sequence, *store = Py_None;
     Py_buffer secret = {0};
     int proc = -1, log = -1, hangup = -1;
     double deadline = 120, fail_fast = 5;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$y*iiidd", names, &sequence, &secret, &proc, &log, &hangup,
-                                     &deadline, &fail_fast))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$y*iiiddO", names, &sequence, &secret, &proc, &log, &hangup,
+                                     &deadline, &fail_fast, &store))
         return -1;
     int *fds = NULL, result = -1;
     Py_ssize_t count = 0;
@@ -125,8 +127,11 @@ static int init(PyObject *object, PyObject *args, PyObject *kwargs) {
         PyErr_SetString(PyExc_ValueError, "deadline, fail_fast: want seconds");
         goto done;
     }
+    if (store != Py_None && (options.store = os_py_store_of(store)) == NULL)
+        goto done;
     if (duplicate_all(sequence, &fds, &count, "fds") < 0)
         goto done;
+    self->store = store == Py_None ? NULL : Py_NewRef(store);
     memcpy(options.secret, secret.buf, sizeof options.secret);
     options.fds = fds;
     options.fd_count = count > UINT_MAX ? UINT_MAX : (unsigned)count;
@@ -168,6 +173,7 @@ static void shut(object_server *self) {
         self->images = added->next;
         free_added(added);
     }
+    Py_CLEAR(self->store);
     close_if(self->proc);
     close_if(self->log);
     close_if(self->hangup);
@@ -419,12 +425,12 @@ static PyObject *statistics(PyObject *object, PyObject *unused) {
     if (is_closed(self))
         return NULL;
     os_fuse_server_statistics(self->server, &s);
-    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", "lookups", s.lookups, "reads",
+    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", "lookups", s.lookups, "reads",
                          s.reads, "read_bytes", s.read_bytes, "other", s.other, "errors", s.errors, "parked", s.parked,
                          "parked_now", s.parked_now, "expired", s.expired, "killed", s.killed, "interrupts",
                          s.interrupts, "pack_bytes", s.pack_bytes, "decoded_bytes", s.decoded_bytes, "cache_hits",
-                         s.cache_hits, "images", s.images, "objects", s.objects, "stores", s.stores, "stored_bytes",
-                         s.stored_bytes, "unmounted", s.unmounted);
+                         s.cache_hits, "kept_bytes", s.kept_bytes, "keeps", s.keeps, "images", s.images, "objects",
+                         s.objects, "stores", s.stores, "stored_bytes", s.stored_bytes, "unmounted", s.unmounted);
 }
 
 static PyMethodDef methods[] = {

@@ -3,8 +3,9 @@
  * drop_privileges() leaves a process that can compute, use the descriptors it has, take more over its sockets, and make
  * threads: an allow list of system calls, no capabilities, uid and gid 65534. The one thing it may open are files of
  * the proc file system behind one descriptor (to see whether the reader of a parked page is being killed); the caller
- * has changed its root to that same proc, so that no path leads elsewhere. Call it while there is one thread: all that
- * come later inherit it. */
+ * has changed its root to that same proc, so that no path leads elsewhere. With a local store it may also write to what
+ * it has open, and make and delete files in the store's directory. Call it while there is one thread: all that come
+ * later inherit it. */
 #define _GNU_SOURCE
 #include "py_common.h"
 
@@ -93,7 +94,30 @@ static const int ALLOWED[] = {
 
 #define ALLOWED_COUNT (sizeof ALLOWED / sizeof *ALLOWED)
 
-static int install_filter(int proc, unsigned process) {
+static int install_filter(int proc, int store, unsigned process) {
+    /* Writes to what is open, and whole files in the store's directory, made and deleted. Its parent lets nobody pass,
+     * so no name leads out of it, and no link can be made in it. */
+    struct sock_filter writes[] = {
+        IF(SYS_openat, 0, 6),
+        LOW(0),
+        IF(store, 0, 3),
+        LOW(2),
+        IF(O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0, 1),
+        RETURN(SECCOMP_RET_ALLOW),
+        FIELD(nr),
+        IF(SYS_unlinkat, 0, 6),
+        LOW(0),
+        IF(store, 0, 3),
+        LOW(2),
+        IF(0, 0, 1),
+        RETURN(SECCOMP_RET_ALLOW),
+        RETURN(DENY),
+        IF(SYS_pwrite64, 3, 0),
+        IF(SYS_fdatasync, 2, 0),
+        IF(SYS_fsync, 1, 0),
+        IF(SYS_fstatfs, 0, 1),
+        RETURN(SECCOMP_RET_ALLOW),
+    };
     struct sock_filter checks[] = {
         /* Without its arguments in registers clone3 cannot be judged; without it libc uses clone. */
         FIELD(nr),
@@ -139,7 +163,7 @@ static int install_filter(int proc, unsigned process) {
         RETURN(SECCOMP_RET_ALLOW),
         RETURN(DENY),
     };
-    struct sock_filter program[ALLOWED_COUNT + sizeof checks / sizeof *checks + 8];
+    struct sock_filter program[ALLOWED_COUNT + (sizeof writes + sizeof checks) / sizeof *checks + 8];
     unsigned short at = 0;
     program[at++] = (struct sock_filter)FIELD(arch);
     program[at++] = (struct sock_filter)IF(ARCHITECTURE, 1, 0);
@@ -149,6 +173,10 @@ static int install_filter(int proc, unsigned process) {
         program[at++] = (struct sock_filter)IF(ALLOWED[row], ALLOWED_COUNT - row, 0);
     program[at++] = (struct sock_filter)BPF_STMT(BPF_JMP | BPF_JA, 1);
     program[at++] = (struct sock_filter)RETURN(SECCOMP_RET_ALLOW);
+    if (store >= 0) {
+        memcpy(program + at, writes, sizeof writes);
+        at += sizeof writes / sizeof *writes;
+    }
     memcpy(program + at, checks, sizeof checks);
     at += sizeof checks / sizeof *checks;
     program[at++] = (struct sock_filter)RETURN(DENY);
@@ -156,10 +184,13 @@ static int install_filter(int proc, unsigned process) {
     return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter);
 }
 
-static int drop(int user, int proc) {
+/* opened: called once the process is nobody, before it is confined; returns the descriptor of the store's directory, or
+ * -1. NULL: there is no store. */
+static int drop(int user, int proc, PyObject *opened) {
     struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct none[2] = {{0}};
     struct rlimit no_core = {0, 0};
+    int store = -1;
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || setrlimit(RLIMIT_CORE, &no_core) < 0)
         return -1;
     for (int cap = 0; cap < 64; cap++)
@@ -170,20 +201,28 @@ static int drop(int user, int proc) {
     if (setgroups(0, NULL) < 0 || setresgid((gid_t)user, (gid_t)user, (gid_t)user) < 0 ||
         setresuid((uid_t)user, (uid_t)user, (uid_t)user) < 0 || syscall(SYS_capset, &head, none) < 0)
         return -1;
-    return install_filter(proc, (unsigned)getpid());
+    if (opened != NULL) {
+        PyObject *answer = PyObject_CallNoArgs(opened);
+        store = answer == NULL ? -1 : (int)PyLong_AsLong(answer);
+        Py_XDECREF(answer);
+        if (PyErr_Occurred())
+            return -1;
+    }
+    return install_filter(proc, store, (unsigned)getpid());
 }
 
 static PyObject *drop_privileges(PyObject *module, PyObject *args) {
     int user, proc;
+    PyObject *opened = Py_None;
     (void)module;
-    if (!PyArg_ParseTuple(args, "ii", &user, &proc))
+    if (!PyArg_ParseTuple(args, "ii|O", &user, &proc, &opened))
         return NULL;
     if (user <= 0 || proc < 0) {
         PyErr_SetString(PyExc_ValueError, "drop_privileges: want a user that is not root, and a descriptor");
         return NULL;
     }
-    if (drop(user, proc) < 0)
-        return PyErr_SetFromErrno(PyExc_OSError);
+    if (drop(user, proc, opened == Py_None ? NULL : opened) < 0)
+        return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
     Py_RETURN_NONE;
 }
 
@@ -227,7 +266,9 @@ static PyObject *set_process_name(PyObject *module, PyObject *args) {
 
 static PyMethodDef functions[] = {
     {"drop_privileges", drop_privileges, METH_VARARGS,
-     "drop_privileges(user, proc): for good. proc: descriptor of the proc file system that is this process's root."},
+     "drop_privileges(user, proc, opened=None): for good. proc: descriptor of the proc file system that is this "
+     "process's "
+     "root. opened: opens the store as that user, and returns the descriptor of its directory, or -1."},
     {"device_of", device_of, METH_VARARGS, "device_of(fd) -> (major, minor): without asking the file system."},
     {"filesystem_of", filesystem_of, METH_VARARGS, "filesystem_of(fd) -> int: the magic number of statfs(2)."},
     {"set_process_name", set_process_name, METH_VARARGS, "set_process_name(name): at most 15 bytes of it count."},

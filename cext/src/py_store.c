@@ -246,6 +246,12 @@ static PyObject *store_close(PyObject *object, PyObject *ignored) {
     return result(code, &failure);
 }
 
+static PyObject *store_fileno(PyObject *object, PyObject *ignored) {
+    (void)ignored;
+    os_store *store = made(object);
+    return store == NULL ? NULL : PyLong_FromLong(os_store_directory(store));
+}
+
 static PyObject *store_enter(PyObject *object, PyObject *ignored) {
     (void)ignored;
     return Py_NewRef(object);
@@ -263,6 +269,7 @@ static PyMethodDef methods[] = {
     {"check", KEYWORDS(store_check), "check(*, repair=False) -> StoreReport, after everything was read and hashed."},
     {"statistics", store_statistics, METH_NOARGS, "A StoreStatistics."},
     {"close", store_close, METH_NOARGS, "Flushes and gives the directory free; raises what the flush would."},
+    {"fileno", store_fileno, METH_NOARGS, "The descriptor of its directory."},
     {"__enter__", store_enter, METH_NOARGS, NULL},
     {"__exit__", store_close, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

@@ -6,8 +6,7 @@ import argparse
 import json
 from dataclasses import asdict, replace
 
-from cache.errors import StoreInUseError
-from cache.store import check
+from cache.stores import check_all
 from imagebuilder import progress
 from onesec.cli.main import printable
 from onesec.config import Config
@@ -21,15 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, config: Config) -> int:
     layout = Layout.open(config.root)
-    notes = []
     with progress.for_user() as shown:
         shown.stage("checking the layout")
         done = check_layout(layout, shown.advance)
         shown.stage("checking the chunk store")
-        try:
-            done = replace(done, repaired=done.repaired + check(layout.cache_path("store")).repaired)
-        except StoreInUseError as error:
-            notes.append(f"not checked: {error}")
+        repaired, notes = check_all(layout.cache_path("store"))
+        done = replace(done, repaired=done.repaired + repaired)
     if config.json:
         print(json.dumps({**asdict(done), "notes": notes}))
     else:

@@ -94,7 +94,12 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def serving(
-    *sets: ObjectSet, threads: int = 3, lazy: bool = False, deadline: float = 60.0, fail_fast: float = 5.0
+    *sets: ObjectSet,
+    threads: int = 3,
+    lazy: bool = False,
+    deadline: float = 60.0,
+    fail_fast: float = 5.0,
+    store: cext.Store | None = None,
 ) -> Iterator[Served]:
     with ExitStack() as stack:
         mount = make_object_mount(threads)
@@ -104,7 +109,13 @@ def serving(
         stack.callback(os.close, proc)
         server = stack.enter_context(
             cext.ObjectServer(
-                mount.fds, secret=os.urandom(32), proc=proc, log=log.fileno(), deadline=deadline, fail_fast=fail_fast
+                mount.fds,
+                secret=os.urandom(32),
+                proc=proc,
+                log=log.fileno(),
+                deadline=deadline,
+                fail_fast=fail_fast,
+                store=store,
             )
         )
         served = Served(server, mount.tree, [], log.fileno())
