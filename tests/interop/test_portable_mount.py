@@ -16,8 +16,10 @@ import pytest
 
 from lazyfs import portable
 from lazyfs.mount import mount_table
+from tests.support.command import ROOT
+from tests.support.oci import oci_layout, tar_of
 from tests.support.oracle import mounted
-from tests.support.road import ROOT, Command, archive, oci_layout
+from tests.support.road import Command
 from tests.support.trees import assert_same_tree, make_every_kind, snapshot
 
 NOBODY = 65534
@@ -31,7 +33,7 @@ def onesec(real_machine: None, tmp_path: Path) -> Iterator[Command]:
     tree.mkdir()
     (tree / "file").write_bytes(b"content\n")
     (tree / "noise").write_bytes(os.urandom(300_000))
-    oci_layout(tmp_path / "oci", archive(tree))
+    oci_layout(tmp_path / "oci", tar_of(tree), {})
     command("import", f"oci:{tmp_path / 'oci'}:t", "-t", "app")
     (tmp_path / "m").mkdir()
     yield command
@@ -80,7 +82,7 @@ def without(capability: str, words: list[str | Path], onesec: Command) -> subpro
 def test_the_kernel_mounts_where_it_can_and_nothing_is_said(onesec: Command, tmp_path: Path) -> None:
     done = onesec("mount", "app", tmp_path / "m")
     try:
-        assert (done.stdout, done.stderr) == ("", "")
+        assert (done.out, done.err) == ("", "")
         assert kind(tmp_path / "m") == "overlay"
         (record,) = left(tmp_path)
         assert json.loads((tmp_path / "run/mounts" / record).read_text())["mode"] == "kernel"
@@ -98,7 +100,7 @@ def test_a_portable_mount_is_a_server_of_its_own_that_ends_with_it(onesec: Comma
         (record,) = left(tmp_path)
         assert json.loads((tmp_path / "run/mounts" / record).read_text())["mode"] == "portable"
         done = onesec("mount", "app", target, status=1)
-        assert "got a onesec mount, want a plain directory" in done.stderr
+        assert "got a onesec mount, want a plain directory" in done.err
     assert kind(tmp_path / "m") is None
     assert left(tmp_path) == []
     eventually(lambda: servers(tmp_path) == [])
@@ -123,7 +125,7 @@ def test_a_mount_whose_server_was_killed_is_undone_like_any_other(onesec: Comman
 def test_a_mount_in_use_stays(onesec: Command, tmp_path: Path) -> None:
     with mounted(onesec, "app", tmp_path / "m", "portable") as target, open(target / "file", "rb") as file:
         done = onesec("umount", target, status=1)
-        assert done.stderr.startswith(f"onesec: {target}: in use\nhint: ")
+        assert done.err.startswith(f"onesec: {target}: in use\nhint: ")
         assert file.read() == b"content\n"
 
 
@@ -188,9 +190,9 @@ def test_a_mount_that_fails_leaves_nothing(onesec: Command, tmp_path: Path) -> N
     for mode in ("kernel", "portable"):
         onesec("mount", "--mode", mode, "nothing", tmp_path / "m", status=1)
         done = onesec("mount", "--mode", mode, "app", tmp_path / "nowhere", status=1)
-        assert "no such directory" in done.stderr
+        assert "no such directory" in done.err
     done = onesec("mount", "--mode", "fast", "app", tmp_path / "m", status=2)
-    assert "invalid choice" in done.stderr
+    assert "invalid choice" in done.err
     assert kind(tmp_path / "m") is None
     assert left(tmp_path) == []
     assert servers(tmp_path) == []
@@ -242,7 +244,7 @@ def kinds(real_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_every_kind(directory / "tree")
     for fifo in (directory / "tree").glob("links/other/*/fifo"):  # GNU tar archives its further names as further fifos
         fifo.unlink()
-    oci_layout(directory / "oci", archive(directory / "tree"))
+    oci_layout(directory / "oci", tar_of(directory / "tree"), {})
     return directory
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -80,8 +81,12 @@ class Onesec:
     def here(self, *words: str | Path) -> Said:
         """In this process: no interpreter is started, so it costs milliseconds."""
         out, err = io.StringIO(), io.StringIO()
-        with self._environment(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = main([*map(str, words)])
+        interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            with self._environment(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                status = main([*map(str, words)])
+        finally:
+            signal.signal(signal.SIGINT, interrupt)  # a command that is done ignores it until its process ends
         return Said(status, out.getvalue(), err.getvalue())
 
     @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +24,31 @@ def descriptor(media_type: str, blob: tuple[str, int]) -> dict[str, Any]:
 
 def oci_layout(
     layout: Path,
-    layer: bytes,
+    layer: bytes | Sequence[bytes],
     config: Mapping[str, Any],
     *,
     plain: bytes | None = None,
     media_type: str = "layer.v1.tar",
     manifest: Mapping[str, Any] | None = None,
 ) -> None:
-    """A layout with one image `t` of one layer. plain: what layer decompresses to. manifest: fields to replace."""
+    """A layout with one image `t` of one layer, or of several, bottom first. plain: what a single layer decompresses
+    to. manifest: fields to replace.
+    """
+    layers = [layer] if isinstance(layer, bytes) else list(layer)
     (layout / "blobs/sha256").mkdir(parents=True, exist_ok=True)
     (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    diff_id = "sha256:" + hashlib.sha256(layer if plain is None else plain).hexdigest()
+    diff_ids = ["sha256:" + hashlib.sha256(one if plain is None else plain).hexdigest() for one in layers]
     whole = {
         "architecture": "amd64",
         "os": "linux",
         "config": dict(config),
-        "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
     }
     document = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": descriptor("config.v1+json", put(layout, json.dumps(whole).encode())),
-        "layers": [descriptor(media_type, put(layout, layer))],
+        "layers": [descriptor(media_type, put(layout, one)) for one in layers],
         **(manifest or {}),
     }
     listed = descriptor("manifest.v1+json", put(layout, json.dumps(document).encode()))

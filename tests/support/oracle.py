@@ -20,7 +20,7 @@ def mounted(onesec: Command, reference: str, directory: Path, mode: str) -> Iter
     directory.mkdir(exist_ok=True)
     done = onesec("mount", "--mode", mode, reference, directory)
     try:
-        assert (done.stdout, done.stderr) == ("", "")
+        assert (done.out, done.err) == ("", "")
         yield directory
     finally:
         onesec("umount", directory)
