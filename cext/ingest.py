@@ -124,7 +124,12 @@ class Ingest:
     def finish(self) -> IngestResult:
         """Writes and syncs what is left. The files are the caller's to move."""
         packs, known, (content, chunks, known_chunks, same_chunks, written) = self._engine.finish()
-        files = tuple(PackFile(name, self._digest(name), size, table) for name, size, table in packs)
+        try:
+            files = tuple(PackFile(name, self._digest(name), size, table) for name, size, table in packs)
+        except BaseException:  # the engine thinks that they are ours now
+            for name, _, _ in packs:
+                os.unlink(name, dir_fd=self._directory)
+            raise
         return IngestResult(files, tuple(known), content, chunks, known_chunks, same_chunks, written)
 
     def _digest(self, name: str) -> bytes:

@@ -79,9 +79,19 @@ static void *system_allocate(void *context, size_t size) {
     return malloc(size);
 }
 
+static void *system_reallocate(void *context, void *memory, size_t size) {
+    (void)context;
+    return realloc(memory, size);
+}
+
 static void system_release(void *context, void *memory) {
     (void)context;
     free(memory);
+}
+
+static int system_start_thread(void *context, pthread_t *thread, void *(*main)(void *), void *argument) {
+    (void)context;
+    return pthread_create(thread, NULL, main, argument);
 }
 
 const os_env os_env_system = {
@@ -98,5 +108,7 @@ const os_env os_env_system = {
     .free_bytes = system_free_bytes,
     .monotonic_ns = system_monotonic_ns,
     .allocate = system_allocate,
+    .reallocate = system_reallocate,
     .release = system_release,
+    .start_thread = system_start_thread,
 };

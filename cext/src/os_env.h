@@ -4,11 +4,13 @@
 #ifndef OS_ENV_H
 #define OS_ENV_H
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
+/* Any thread may call any of them. */
 typedef struct os_env {
     void *context; /* borrowed, handed to every function */
     int (*openat)(void *context, int directory, const char *path, int flags, mode_t mode);
@@ -24,7 +26,9 @@ typedef struct os_env {
     int (*free_bytes)(void *context, int fd, uint64_t *out); /* of fd's file system, for the unprivileged */
     uint64_t (*monotonic_ns)(void *context);
     void *(*allocate)(void *context, size_t size);
+    void *(*reallocate)(void *context, void *memory, size_t size); /* memory: from allocate, or NULL */
     void (*release)(void *context, void *memory);
+    int (*start_thread)(void *context, pthread_t *thread, void *(*main)(void *), void *argument); /* 0 or an errno */
 } os_env;
 
 /* The real system. Immutable. */

@@ -11,6 +11,7 @@
  *
  * Memory: RING frames, plain and compressed, and one window of content: about 40 MiB with the tables of 1 M chunks. */
 #define _GNU_SOURCE
+#define ZSTD_STATIC_LINKING_ONLY /* contexts whose memory comes from the environment */
 #include "os_ingest.h"
 
 #include <endian.h>
@@ -109,25 +110,42 @@ struct os_ingest {
 
 /* ---- columns ---- */
 
-static os_code grow(column *to, size_t more, os_failure *failure) {
+static os_code no_memory(os_failure *failure) {
+    return os_fail(failure, OS_MEMORY, "ingest: out of memory");
+}
+
+static void *allocate(const os_ingest *ingest, size_t size) {
+    return ingest->options.env->allocate(ingest->options.env->context, size);
+}
+
+static void *reallocate(const os_ingest *ingest, void *memory, size_t size) {
+    return ingest->options.env->reallocate(ingest->options.env->context, memory, size);
+}
+
+static void release(const os_ingest *ingest, void *memory) {
+    if (memory)
+        ingest->options.env->release(ingest->options.env->context, memory);
+}
+
+static os_code grow(const os_ingest *ingest, column *to, size_t more, os_failure *failure) {
     if (to->room - to->size >= more)
         return OS_OK;
     size_t room = to->room ? to->room : 4096;
     while (room - to->size < more) {
         if (room > SIZE_MAX / 2)
-            return os_fail(failure, OS_MEMORY, "ingest: out of memory");
+            return no_memory(failure);
         room *= 2;
     }
-    uint8_t *data = realloc(to->data, room);
+    uint8_t *data = reallocate(ingest, to->data, room);
     if (!data)
-        return os_fail(failure, OS_MEMORY, "ingest: out of memory");
+        return no_memory(failure);
     to->data = data;
     to->room = room;
     return OS_OK;
 }
 
-static os_code append(column *to, const void *data, size_t size, os_failure *failure) {
-    os_code code = grow(to, size, failure);
+static os_code append(const os_ingest *ingest, column *to, const void *data, size_t size, os_failure *failure) {
+    os_code code = grow(ingest, to, size, failure);
     if (code == OS_OK) {
         memcpy(to->data + to->size, data, size);
         to->size += size;
@@ -135,8 +153,8 @@ static os_code append(column *to, const void *data, size_t size, os_failure *fai
     return code;
 }
 
-static os_code append_u32(column *to, uint32_t value, os_failure *failure) {
-    return append(to, &value, sizeof value, failure);
+static os_code append_u32(const os_ingest *ingest, column *to, uint32_t value, os_failure *failure) {
+    return append(ingest, to, &value, sizeof value, failure);
 }
 
 /* ---- the set of ids met in this ingest: open addressing, ids are uniform ---- */
@@ -157,14 +175,15 @@ static os_code seen_add(os_ingest *ingest, const uint8_t *id, bool *fresh, os_fa
     size_t count = ingest->seen.room / OS_ID_SIZE;
     if (2 * (ingest->seen_count + 1) > count) {
         size_t bigger = count ? 2 * count : 4096;
-        uint8_t *slots = calloc(bigger, OS_ID_SIZE);
+        uint8_t *slots = allocate(ingest, bigger * OS_ID_SIZE);
         if (!slots)
-            return os_fail(failure, OS_MEMORY, "ingest: out of memory");
+            return no_memory(failure);
+        memset(slots, 0, bigger * OS_ID_SIZE);
         for (size_t at = 0; at < count; at++) {
             const uint8_t *old = ingest->seen.data + at * OS_ID_SIZE;
             memcpy(seen_slot(slots, bigger, old), old, OS_ID_SIZE);
         }
-        free(ingest->seen.data);
+        release(ingest, ingest->seen.data);
         ingest->seen.data = slots;
         ingest->seen.room = bigger * OS_ID_SIZE;
         count = bigger;
@@ -182,7 +201,8 @@ static os_code seen_add(os_ingest *ingest, const uint8_t *id, bool *fresh, os_fa
 
 static void *compress_frames(void *argument) {
     os_ingest *ingest = argument;
-    ZSTD_CCtx *zstd = ZSTD_createCCtx();
+    const os_env *env = ingest->options.env;
+    ZSTD_CCtx *zstd = ZSTD_createCCtx_advanced((ZSTD_customMem){env->allocate, env->release, env->context});
     pthread_mutex_lock(&ingest->lock);
     for (;;) {
         job *mine = &ingest->jobs[ingest->next % RING];
@@ -197,7 +217,7 @@ static void *compress_frames(void *argument) {
         pthread_mutex_unlock(&ingest->lock);
         mine->failure.code = OS_OK;
         if (!zstd)
-            os_fail(&mine->failure, OS_MEMORY, "ingest: out of memory");
+            no_memory(&mine->failure);
         else
             os_frame_compress(zstd, ingest->options.level, mine->plain, mine->size, mine->packed,
                               OS_FRAME_BOUND(OS_FRAME_MAX), &mine->packed_size, &mine->failure);
@@ -232,13 +252,15 @@ static os_code open_pack(os_ingest *ingest, os_failure *failure) {
     const os_env *env = ingest->options.env;
     pack made = {0};
     snprintf(made.name, sizeof made.name, "pack-%ld-%zu.tmp", (long)getpid(), ingest->packs.size / sizeof(pack));
-    os_code code = append(&ingest->packs, &made, sizeof made, failure);
+    os_code code = append(ingest, &ingest->packs, &made, sizeof made, failure);
     if (code != OS_OK)
         return code;
     ingest->fd = env->openat(env->context, ingest->options.directory, made.name,
                              O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
-    if (ingest->fd < 0)
+    if (ingest->fd < 0) {
+        ingest->packs.size -= sizeof made; /* a file of that name is somebody else's */
         return os_fail_errno(failure, errno, "pack: cannot make %s", made.name);
+    }
     ingest->offset = 0;
     return OS_OK;
 }
@@ -250,9 +272,9 @@ static os_code close_pack(os_ingest *ingest, os_failure *failure) {
     made->table_size = os_pack_table_size(frames, chunks);
     if (!made->table_size)
         return os_fail(failure, OS_LIMIT, "pack table: too many chunks in one pack: %u", chunks);
-    made->table = malloc(made->table_size);
+    made->table = allocate(ingest, made->table_size);
     if (!made->table)
-        return os_fail(failure, OS_MEMORY, "ingest: out of memory");
+        return no_memory(failure);
     os_pack_table_write(made->table, frames, chunks, (uint32_t *)ingest->clen.data, (uint32_t *)ingest->ulen.data,
                         (uint32_t *)ingest->counts.data, (uint32_t *)ingest->lengths.data, ingest->ids.data);
     uint32_t head[2] = {htole32(OS_PACK_MAGIC_FRAME), htole32((uint32_t)made->table_size)};
@@ -285,15 +307,15 @@ static os_code write_frame(os_ingest *ingest, const job *from, os_failure *failu
     if (code == OS_OK)
         code = write_all(ingest, from->packed, from->packed_size, failure);
     if (code == OS_OK)
-        code = append_u32(&ingest->clen, (uint32_t)from->packed_size, failure);
+        code = append_u32(ingest, &ingest->clen, (uint32_t)from->packed_size, failure);
     if (code == OS_OK)
-        code = append_u32(&ingest->ulen, from->size, failure);
+        code = append_u32(ingest, &ingest->ulen, from->size, failure);
     if (code == OS_OK)
-        code = append_u32(&ingest->counts, from->chunk_count, failure);
+        code = append_u32(ingest, &ingest->counts, from->chunk_count, failure);
     for (uint32_t row = 0; code == OS_OK && row < from->chunk_count; row++) {
-        code = append_u32(&ingest->lengths, from->chunks[row].length, failure);
+        code = append_u32(ingest, &ingest->lengths, from->chunks[row].length, failure);
         if (code == OS_OK)
-            code = append(&ingest->ids, from->chunks[row].id, OS_ID_SIZE, failure);
+            code = append(ingest, &ingest->ids, from->chunks[row].id, OS_ID_SIZE, failure);
     }
     return code;
 }
@@ -322,12 +344,13 @@ static os_code drain(os_ingest *ingest, uint64_t left, os_failure *failure) {
 
 /* ---- frames ---- */
 
-static os_code add_row(job *to, const uint8_t *id, const uint8_t *data, uint32_t size, os_failure *failure) {
+static os_code add_row(const os_ingest *ingest, job *to, const uint8_t *id, const uint8_t *data, uint32_t size,
+                       os_failure *failure) {
     if (to->chunk_count == to->chunk_room) {
         uint32_t room = to->chunk_room ? 2 * to->chunk_room : 16;
-        chunk_row *rows = realloc(to->chunks, room * sizeof *rows);
+        chunk_row *rows = reallocate(ingest, to->chunks, room * sizeof *rows);
         if (!rows)
-            return os_fail(failure, OS_MEMORY, "ingest: out of memory");
+            return no_memory(failure);
         to->chunks = rows;
         to->chunk_room = room;
     }
@@ -378,12 +401,12 @@ static os_code put_chunk(os_ingest *ingest, const uint8_t *id, const uint8_t *da
         os_code code = OS_OK;
         if (ingest->shared.size && ingest->shared.size + size > OS_FRAME_SHARED)
             code = close_shared(ingest, failure);
-        return code == OS_OK ? add_row(&ingest->shared, id, data, size, failure) : code;
+        return code == OS_OK ? add_row(ingest, &ingest->shared, id, data, size, failure) : code;
     }
     job *slot;
     os_code code = free_job(ingest, &slot, failure);
     if (code == OS_OK)
-        code = add_row(slot, id, data, size, failure);
+        code = add_row(ingest, slot, id, data, size, failure);
     if (code == OS_OK)
         submit(ingest, slot);
     return code;
@@ -395,7 +418,7 @@ static os_code note_known(os_ingest *ingest, const uint8_t *digest, os_failure *
     for (size_t at = 0; at < ingest->known.size; at += OS_ID_SIZE)
         if (!memcmp(ingest->known.data + at, digest, OS_ID_SIZE))
             return OS_OK;
-    return append(&ingest->known, digest, OS_ID_SIZE, failure);
+    return append(ingest, &ingest->known, digest, OS_ID_SIZE, failure);
 }
 
 static os_code add_part(os_ingest *ingest, uint64_t length, const uint8_t *id, os_failure *failure) {
@@ -403,7 +426,7 @@ static os_code add_part(os_ingest *ingest, uint64_t length, const uint8_t *id, o
     uint64_t stored = htole64(length);
     memcpy(part, &stored, sizeof stored);
     memcpy(part + sizeof stored, id, OS_ID_SIZE);
-    return append(&ingest->parts, part, sizeof part, failure);
+    return append(ingest, &ingest->parts, part, sizeof part, failure);
 }
 
 static os_code take_chunk(os_ingest *ingest, const uint8_t *data, uint32_t size, os_failure *failure) {
@@ -542,8 +565,8 @@ os_code os_ingest_begin(os_ingest *ingest, uint64_t size, uint32_t *ticket, os_f
     if (ingest->contents.size / sizeof made >= UINT32_MAX)
         return os_fail(failure, OS_LIMIT, "ingest: too many contents");
     *ticket = (uint32_t)(ingest->contents.size / sizeof made);
-    code = append(&ingest->contents, &made, sizeof made, failure);
-    ingest->open = true;
+    code = append(ingest, &ingest->contents, &made, sizeof made, failure);
+    ingest->open = code == OS_OK;
     ingest->expected = size;
     ingest->large = size != UINT64_MAX && size > OS_FILE_SHARED;
     ingest->taken = ingest->zero_run = 0;
@@ -633,8 +656,8 @@ os_code os_ingest_end(os_ingest *ingest, os_failure *failure) {
 
 os_code os_ingest_update_from(os_ingest *ingest, int fd, uint64_t offset, size_t size, os_failure *failure) {
     const os_env *env = ingest->options.env;
-    uint8_t *buffer = env->allocate(env->context, READ_STEP);
-    os_code code = buffer ? OS_OK : os_fail(failure, OS_MEMORY, "ingest: out of memory");
+    uint8_t *buffer = allocate(ingest, READ_STEP);
+    os_code code = buffer ? OS_OK : no_memory(failure);
     while (code == OS_OK && size) {
         ssize_t count = env->pread(env->context, fd, buffer, size < READ_STEP ? size : READ_STEP, (off_t)offset);
         if (count < 0 && errno == EINTR)
@@ -650,13 +673,16 @@ os_code os_ingest_update_from(os_ingest *ingest, int fd, uint64_t offset, size_t
             size -= (size_t)count;
         }
     }
-    if (buffer)
-        env->release(env->context, buffer);
+    release(ingest, buffer);
     return keep(ingest, code, failure);
 }
 
 os_code os_ingest_parts(const os_ingest *ingest, uint32_t ticket, uint64_t *size, const uint8_t **parts,
                         size_t *parts_size, os_failure *failure) {
+    if (ingest->failure.code != OS_OK) {
+        *failure = ingest->failure;
+        return failure->code;
+    }
     size_t count = ingest->contents.size / sizeof(content) - ingest->open;
     if (ticket >= count)
         return os_fail(failure, OS_MISSING, "ingest: no content has ticket %u", ticket);
@@ -704,16 +730,16 @@ void os_ingest_statistics_of(const os_ingest *ingest, os_ingest_statistics *out)
 
 /* ---- life ---- */
 
-static bool make_job(job *one, bool packed) {
-    one->plain = malloc(OS_FRAME_MAX);
-    one->packed = packed ? malloc(OS_FRAME_BOUND(OS_FRAME_MAX)) : NULL;
+static bool make_job(const os_ingest *ingest, job *one, bool packed) {
+    one->plain = allocate(ingest, OS_FRAME_MAX);
+    one->packed = packed ? allocate(ingest, OS_FRAME_BOUND(OS_FRAME_MAX)) : NULL;
     return one->plain && (!packed || one->packed);
 }
 
-static void free_job_buffers(job *one) {
-    free(one->plain);
-    free(one->packed);
-    free(one->chunks);
+static void free_job_buffers(const os_ingest *ingest, job *one) {
+    release(ingest, one->plain);
+    release(ingest, one->packed);
+    release(ingest, one->chunks);
 }
 
 os_code os_ingest_make(const os_ingest_options *options, os_ingest **out, os_failure *failure) {
@@ -722,24 +748,24 @@ os_code os_ingest_make(const os_ingest_options *options, os_ingest **out, os_fai
                        OS_FRAME_MAX, OS_PACK_MAX);
     if (options->threads < 1 || options->threads > THREADS_MAX)
         return os_fail(failure, OS_LIMIT, "threads: got %u, want 1 to %u", options->threads, THREADS_MAX);
-    os_ingest *ingest = calloc(1, sizeof *ingest);
+    const os_env *env = options->env;
+    os_ingest *ingest = env->allocate(env->context, sizeof *ingest);
     if (!ingest)
-        return os_fail(failure, OS_MEMORY, "ingest: out of memory");
+        return no_memory(failure);
+    memset(ingest, 0, sizeof *ingest);
     ingest->options = *options;
     ingest->fd = -1;
     pthread_mutex_init(&ingest->lock, NULL);
     pthread_cond_init(&ingest->work, NULL);
     pthread_cond_init(&ingest->done, NULL);
-    bool made = make_job(&ingest->shared, false);
+    bool made = make_job(ingest, &ingest->shared, false);
     for (unsigned at = 0; at < RING; at++)
-        made = make_job(&ingest->jobs[at], true) && made;
-    ingest->block = malloc(OS_HOLE_BLOCK);
-    ingest->window = malloc(WINDOW);
-    os_code code = OS_OK;
-    if (!made || !ingest->block || !ingest->window)
-        code = os_fail(failure, OS_MEMORY, "ingest: out of memory");
+        made = make_job(ingest, &ingest->jobs[at], true) && made;
+    ingest->block = allocate(ingest, OS_HOLE_BLOCK);
+    ingest->window = allocate(ingest, WINDOW);
+    os_code code = made && ingest->block && ingest->window ? OS_OK : no_memory(failure);
     for (; code == OS_OK && ingest->worker_count < options->threads; ingest->worker_count++) {
-        int error = pthread_create(&ingest->workers[ingest->worker_count], NULL, compress_frames, ingest);
+        int error = env->start_thread(env->context, &ingest->workers[ingest->worker_count], compress_frames, ingest);
         if (error) {
             code = os_fail_errno(failure, error, "ingest: cannot start a thread");
             break;
@@ -769,19 +795,19 @@ void os_ingest_free(os_ingest *ingest) {
         pack *one = (pack *)ingest->packs.data + row;
         if (!ingest->finished)
             env->unlinkat(env->context, ingest->options.directory, one->name, 0);
-        free(one->table);
+        release(ingest, one->table);
     }
     for (unsigned at = 0; at < RING; at++)
-        free_job_buffers(&ingest->jobs[at]);
-    free_job_buffers(&ingest->shared);
+        free_job_buffers(ingest, &ingest->jobs[at]);
+    free_job_buffers(ingest, &ingest->shared);
     column *columns[] = {&ingest->seen, &ingest->known, &ingest->parts,  &ingest->contents, &ingest->packs,
                          &ingest->clen, &ingest->ulen,  &ingest->counts, &ingest->lengths,  &ingest->ids};
     for (size_t at = 0; at < sizeof columns / sizeof *columns; at++)
-        free(columns[at]->data);
-    free(ingest->block);
-    free(ingest->window);
+        release(ingest, columns[at]->data);
+    release(ingest, ingest->block);
+    release(ingest, ingest->window);
     pthread_cond_destroy(&ingest->done);
     pthread_cond_destroy(&ingest->work);
     pthread_mutex_destroy(&ingest->lock);
-    free(ingest);
+    env->release(env->context, ingest);
 }
