@@ -1,4 +1,5 @@
-"""Builds cext._native from every cext/src/*.c, with BLAKE3 from Debian's source package compiled in.
+"""Builds cext._native from cext/src/*.c, with BLAKE3 from Debian's source package compiled in, and cext._fetch from the
+fetch engine's files, with libcurl: a module of its own, so that who fetches nothing does not load libcurl either.
 
 The rest of the project's description is in pyproject.toml. ONESEC_SANITIZE (comma-separated: address, undefined,
 thread) adds -fsanitize; `make sanitize` uses it in build directories of their own. ONESEC_WERROR makes warnings errors.
@@ -16,8 +17,11 @@ from setuptools.command.build_ext import build_ext
 
 sanitizers = [name for name in os.environ.get("ONESEC_SANITIZE", "").split(",") if name]
 flags = [f"-fsanitize={','.join(sanitizers)}", "-fno-omit-frame-pointer", "-g"] if sanitizers else []
+HEADERS = [("zstd.h", "libzstd-dev"), ("lmdb.h", "liblmdb-dev"), ("curl/curl.h", "libcurl4-openssl-dev")]
 # A compiler that warns of something new must not keep a user from installing; ours must (Makefile, .ci/sanitize).
 STRICT = ["-Wall", "-Wextra", *(["-Werror"] if os.environ.get("ONESEC_WERROR") else [])]
+FETCH = ["os_fetch*.c", "py_fetch*.c"]
+SHARED = ["os_env.c", "os_log.c", "os_result.c", "py_common.c"]
 COMMON = ["-std=gnu11", "-O3", "-fvisibility=hidden", *flags]
 
 
@@ -38,11 +42,20 @@ def blake3_sources() -> tuple[list[str], list[str]]:
     return [str(blake3_directory() / name) for name in names], macros
 
 
+def matching(patterns: list[str]) -> list[str]:
+    return sorted(path for pattern in patterns for path in glob(f"cext/src/{pattern}"))
+
+
 class BuildExt(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        for header, package in (("zstd.h", "libzstd-dev"), ("lmdb.h", "liblmdb-dev")):
-            if not Path("/usr/include", header).exists():
+        for header, package in HEADERS:
+            if not glob(f"/usr/include/{header}") + glob(f"/usr/include/*/{header}"):
                 raise SystemExit(f"{header}: not found, want the package {package} (apt-get install it)")
+        if ext.name == "cext._native":
+            self.build_blake3(ext)
+        super().build_extension(ext)
+
+    def build_blake3(self, ext: Extension) -> None:
         sources, macros = blake3_sources()
         if ".S" not in self.compiler.src_extensions:
             self.compiler.src_extensions.append(".S")
@@ -53,7 +66,6 @@ class BuildExt(build_ext):
             if not made.exists() or made.stat().st_mtime < Path(source).stat().st_mtime:
                 self.spawn([*self.compiler.compiler_so, *COMMON, *macros, "-fPIC", "-c", source, "-o", str(made)])
             ext.extra_objects.append(str(made))
-        super().build_extension(ext)
 
 
 setup(
@@ -62,12 +74,21 @@ setup(
     ext_modules=[
         Extension(
             "cext._native",
-            sources=sorted(glob("cext/src/*.c")),
+            sources=sorted(set(matching(["*.c"])) - set(matching(FETCH))),
             depends=sorted(glob("cext/src/*.h")),
             include_dirs=["cext/src", str(blake3_directory())],
             libraries=["zstd", "lmdb"],
             extra_compile_args=[*COMMON, *STRICT],
             extra_link_args=["-pthread", *flags],
-        )
+        ),
+        Extension(
+            "cext._fetch",
+            sources=matching([*FETCH, *SHARED]),
+            depends=sorted(glob("cext/src/*.h")),
+            include_dirs=["cext/src"],
+            libraries=["curl"],
+            extra_compile_args=[*COMMON, *STRICT],
+            extra_link_args=["-pthread", *flags],
+        ),
     ],
 )

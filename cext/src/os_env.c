@@ -4,6 +4,8 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/random.h>
+#include <sys/socket.h>
 #include <sys/statfs.h>
 #include <time.h>
 #include <unistd.h>
@@ -67,11 +69,24 @@ static int system_free_bytes(void *context, int fd, uint64_t *out) {
     return 0;
 }
 
+static int system_socket(void *context, int family, int type, int protocol) {
+    (void)context;
+    return socket(family, type, protocol);
+}
+
 static uint64_t system_monotonic_ns(void *context) {
     struct timespec now;
     (void)context;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static uint32_t system_random(void *context) {
+    uint32_t value = 0;
+    (void)context;
+    if (getrandom(&value, sizeof value, GRND_NONBLOCK) != (ssize_t)sizeof value)
+        return (uint32_t)system_monotonic_ns(NULL);
+    return value;
 }
 
 static void *system_allocate(void *context, size_t size) {
@@ -106,7 +121,9 @@ const os_env os_env_system = {
     .renameat = system_renameat,
     .unlinkat = system_unlinkat,
     .free_bytes = system_free_bytes,
+    .socket = system_socket,
     .monotonic_ns = system_monotonic_ns,
+    .random = system_random,
     .allocate = system_allocate,
     .reallocate = system_reallocate,
     .release = system_release,

@@ -1,4 +1,4 @@
-/* The one table through which the engines (ingest, store, object server, later fetch) reach time, disk, memory and
+/* The one table through which the engines (ingest, store, object server, fetch) reach time, disk, memory and
  * the network. Tests put their own functions here, so that any call can fail, be delayed or be recorded.
  * Kernels (gear, hash, erofs, tables) call nothing of the kind: they compute on buffers. */
 #ifndef OS_ENV_H
@@ -24,7 +24,9 @@ typedef struct os_env {
     int (*renameat)(void *context, int from, const char *from_path, int to, const char *to_path);
     int (*unlinkat)(void *context, int directory, const char *path, int flags);
     int (*free_bytes)(void *context, int fd, uint64_t *out); /* of fd's file system, for the unprivileged */
+    int (*socket)(void *context, int family, int type, int protocol);
     uint64_t (*monotonic_ns)(void *context);
+    uint32_t (*random)(void *context); /* for jitter, not for secrets */
     void *(*allocate)(void *context, size_t size);
     void *(*reallocate)(void *context, void *memory, size_t size); /* memory: from allocate, or NULL */
     void (*release)(void *context, void *memory);

@@ -1,0 +1,49 @@
+from collections.abc import Sequence
+from typing import Any, Self, final
+
+from typing_extensions import Buffer
+
+SPAN: int
+
+@final
+class Fetcher:
+    """Byte ranges of blobs from HTTP servers, see cext/src/os_fetch.h. Times in seconds, 0 for the default."""
+
+    def __init__(
+        self,
+        *,
+        authorities: str | None = None,
+        log: int = -1,
+        news: int = -1,
+        flights: int = 0,
+        connect_timeout: float = 0,
+        stall_timeout: float = 0,
+        backoff: float = 0,
+        backoff_max: float = 0,
+        hedge_floor: float = 0,
+    ) -> None: ...
+    def set_source(self, number: int, url: str, /, *, headers: Sequence[str] = (), lifetime: float = 0) -> None: ...
+    def set_origin(self, number: int, sources: Sequence[int], /) -> None: ...
+    def news(self) -> list[tuple[int, int]]: ...
+    def read(
+        self,
+        origin: int,
+        digest: Buffer,
+        blob_size: int,
+        offset: int,
+        length: int,
+        /,
+        *,
+        timeout: float = 120,
+        prefetch: bool = False,
+        rejected: int = 0,
+        avoid: int = 0,
+    ) -> tuple[bytes, int, int]: ...
+    def statistics(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+
+def content_range(value: Buffer, /) -> tuple[int, int, int] | None: ...
+def retry_after(value: Buffer, /) -> int: ...
+def redirect(url: str, location: str, /) -> tuple[str, bool]: ...

@@ -1,0 +1,11 @@
+"""The fetch engine: byte ranges of blobs from HTTP servers, checked for everything but their hash.
+
+Not part of ``import cext``: this loads libcurl, which commands that fetch nothing need not wait for.
+"""
+
+from __future__ import annotations
+
+import cext  # noqa: F401  where a build with sanitizers is put first
+from cext._fetch import SPAN, Fetcher, content_range, redirect, retry_after
+
+__all__ = ["SPAN", "Fetcher", "content_range", "redirect", "retry_after"]
