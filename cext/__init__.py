@@ -8,6 +8,7 @@ if "ONESEC_NATIVE" in os.environ:  # a build of _native with sanitizers, .ci/san
     __path__.insert(0, os.environ["ONESEC_NATIVE"])
 
 from cext._native import (
+    BootPack,
     ChunkMap,
     ChunkMapStatistics,
     ObjectServer,
@@ -16,6 +17,7 @@ from cext._native import (
     StoreSegment,
     StoreStatistics,
     blake3,
+    cached,
     check_image,
     check_image_sandboxed,
     compress_frame,
@@ -41,6 +43,8 @@ from cext._native import (
 from cext.ingest import Ingest, IngestResult, PackFile, PackTable, parse_pack_table
 
 __all__ = [
+    "BootPack",
+    "cached",
     "ChunkMap",
     "ChunkMapStatistics",
     "Ingest",

@@ -282,6 +282,8 @@ void os_fuse_answer_read(os_fuse_worker *self, os_ask *ask) {
         add_counts(server, &self->reader);
         if (answer == OS_ANSWER_HERE) {
             atomic_fetch_add(&server->count.read_bytes, size);
+            if (server->options.profile && size > 0)
+                os_fuse_record(server, node, ask->offset, size);
             os_fuse_reply(server, ask->fd, ask->unique, 0, self->reply, size);
             return;
         }

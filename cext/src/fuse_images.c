@@ -132,6 +132,40 @@ os_code os_fuse_server_store(os_fuse_server *server, const uint8_t object[OS_ID_
     return OS_OK;
 }
 
+void os_fuse_record(os_fuse_server *server, const os_node *node, uint64_t offset, size_t size) {
+    const os_env *env = server->options.env;
+    pthread_mutex_lock(&server->lock);
+    if (server->touches == server->touches_room && server->touches < OS_FUSE_TOUCHES_MAX) {
+        size_t room = server->touches_room == 0 ? 4096 : 2 * server->touches_room;
+        os_fuse_touch *grown = env->allocate(env->context, room * sizeof *grown);
+        if (grown != NULL) {
+            if (server->touches > 0)
+                memcpy(grown, server->touch, server->touches * sizeof *grown);
+            if (server->touch != NULL)
+                env->release(env->context, server->touch);
+            server->touch = grown;
+            server->touches_room = room;
+        }
+    }
+    if (server->touches < server->touches_room) {
+        os_fuse_touch *touch = &server->touch[server->touches++];
+        memcpy(touch->object, node->object, OS_ID_SIZE);
+        touch->offset = offset;
+        touch->size = (uint32_t)size;
+        touch->zero = 0;
+    }
+    pthread_mutex_unlock(&server->lock);
+}
+
+size_t os_fuse_server_touches(os_fuse_server *server, size_t first, os_fuse_touch *out, size_t room) {
+    pthread_mutex_lock(&server->lock);
+    size_t count = server->touches;
+    if (first < count)
+        memcpy(out, server->touch + first, (count - first < room ? count - first : room) * sizeof *out);
+    pthread_mutex_unlock(&server->lock);
+    return count;
+}
+
 void os_fuse_server_statistics(os_fuse_server *server, os_fuse_statistics *out) {
     *out = (os_fuse_statistics){
         .lookups = atomic_load(&server->count.lookups),

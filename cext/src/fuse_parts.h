@@ -47,6 +47,8 @@ struct os_fuse_server {
     os_parking parking;
     int expected;
     uint64_t arrivals;
+    os_fuse_touch *touch; /* owned; only of a server that profiles */
+    size_t touches, touches_room;
 
     struct {
         atomic_uint_fast64_t lookups, reads, read_bytes, other, errors, parked, expired, interrupts, killed, pack_bytes,
@@ -67,6 +69,7 @@ void os_fuse_reply_statfs(os_fuse_server *server, int fd, uint64_t unique);
 void os_fuse_answer_lookup(os_fuse_server *server, os_ask *ask);
 void os_fuse_answer_read(os_fuse_worker *self, os_ask *ask);
 void os_fuse_fail(os_fuse_server *server, const os_ask *ask); /* EIO */
+void os_fuse_record(os_fuse_server *server, const os_node *node, uint64_t offset, size_t size); /* fuse_images.c */
 
 typedef enum os_fuse_parked {
     OS_FUSE_PARKED,

@@ -76,7 +76,7 @@ void os_fuse_reply_init(os_fuse_server *server, int fd, const os_fuse_request *r
     long page = sysconf(_SC_PAGESIZE);
     out.init.major = FUSE_KERNEL_VERSION;
     out.init.minor = request->init.minor;
-    out.init.max_readahead = READAHEAD_MAX;
+    out.init.max_readahead = server->options.profile ? 0 : READAHEAD_MAX;
     out.init.flags = (uint32_t)flags;
     out.init.flags2 = (uint32_t)(flags >> 32);
     out.init.max_background = out.init.congestion_threshold = 65535;

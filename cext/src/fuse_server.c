@@ -291,6 +291,8 @@ void os_fuse_server_free(os_fuse_server *server) {
     for (unsigned at = 0; at < server->workers; at++)
         free_worker(&server->worker[at], env);
     os_nodes_destroy(&server->nodes, env);
+    if (server->touch != NULL)
+        env->release(env->context, server->touch);
     os_frame_cache_destroy(&server->cache, env);
     pthread_cond_destroy(&server->parked_changed);
     pthread_mutex_destroy(&server->lock);

@@ -16,6 +16,7 @@
 
 #define OS_FUSE_THREADS_MAX 32u
 #define OS_FUSE_PARKED_MAX 65536u
+#define OS_FUSE_TOUCHES_MAX (4u << 20) /* recorded; later ones are not */
 
 typedef struct os_fuse_server os_fuse_server;
 
@@ -31,7 +32,15 @@ typedef struct os_fuse_options {
     uint64_t fail_fast_ns; /* how long a place whose deadline passed is answered EIO at once */
     void (*unmap)(void *mapping, size_t size); /* for what add_image takes */
     os_store *store;                           /* borrowed: of this server's trust domain; may be NULL */
+    bool profile;          /* no read-ahead, so that each page that is touched is asked for; reads are recorded */
 } os_fuse_options;
+
+/* One READ, of a server that profiles, in the order of the answers. */
+typedef struct os_fuse_touch {
+    uint8_t object[OS_ID_SIZE];
+    uint64_t offset;
+    uint32_t size, zero;
+} os_fuse_touch;
 
 typedef struct os_fuse_statistics {
     uint64_t lookups, reads, read_bytes, other; /* requests, and bytes sent */
@@ -68,6 +77,9 @@ void os_fuse_server_wake(os_fuse_server *server, const uint8_t pack[OS_ID_SIZE])
  * of the same page: never called by a thread that answers reads. */
 os_code os_fuse_server_store(os_fuse_server *server, const uint8_t object[OS_ID_SIZE], uint64_t offset,
                              const void *data, size_t size, size_t *stored, os_failure *failure);
+
+/* How many touches there are, and up to room of them from row first on. */
+size_t os_fuse_server_touches(os_fuse_server *server, size_t first, os_fuse_touch *out, size_t room);
 
 void os_fuse_server_statistics(os_fuse_server *server, os_fuse_statistics *out);
 uint64_t os_fuse_server_node(const os_fuse_server *server, const uint8_t object[OS_ID_SIZE]);

@@ -2,6 +2,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+int os_py_add_boot(PyObject *module);
 int os_py_add_chunk_map(PyObject *module);
 int os_py_add_frame(PyObject *module);
 int os_py_add_gear(PyObject *module);
@@ -17,6 +18,7 @@ int os_py_add_store(PyObject *module);
 /* One line each, so that adding one touches no other. */
 /* clang-format off */
 static int (*const PARTS[])(PyObject *) = {
+    os_py_add_boot,
     os_py_add_chunk_map,
     os_py_add_frame,
     os_py_add_gear,

@@ -29,6 +29,11 @@ os_code os_frame_decompress(ZSTD_DCtx *zstd, const void *frame, size_t frame_siz
                             os_failure *failure) {
     if (size > OS_FRAME_MAX)
         return os_fail(failure, OS_LIMIT, "frame: got %zu bytes, want at most %u", size, OS_FRAME_MAX);
+    return os_frame_decompress_large(zstd, frame, frame_size, out, size, failure);
+}
+
+os_code os_frame_decompress_large(ZSTD_DCtx *zstd, const void *frame, size_t frame_size, void *out, size_t size,
+                                  os_failure *failure) {
     if (!plain_header(frame, frame_size))
         return os_fail(failure, OS_CORRUPT,
                        "frame: got another format, a checksum or a dictionary, want a plain zstd frame");

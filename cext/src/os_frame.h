@@ -17,5 +17,8 @@ os_code os_frame_compress(ZSTD_CCtx *zstd, int level, const void *data, size_t s
 /* Exactly size bytes, from exactly one frame that declares that size and has neither checksum nor dictionary. */
 os_code os_frame_decompress(ZSTD_DCtx *zstd, const void *frame, size_t frame_size, void *out, size_t size,
                             os_failure *failure);
+/* The same for frames of other kinds of blob, whose limit is the caller's. */
+os_code os_frame_decompress_large(ZSTD_DCtx *zstd, const void *frame, size_t frame_size, void *out, size_t size,
+                                  os_failure *failure);
 
 #endif

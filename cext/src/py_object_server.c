@@ -101,14 +101,15 @@ failed:
 /* ---------------------------------------------------------------------- life */
 
 static int init(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"fds", "secret", "proc", "log", "hangup", "deadline", "fail_fast", "store", NULL};
+    static char *names[] = {"fds", "secret", "proc", "log", "hangup", "deadline", "fail_fast", "store", "profile", NULL};
     object_server *self = (object_server *)object;
     PyObject *sequence, *store = Py_None;
     Py_buffer secret = {0};
     int proc = -1, log = -1, hangup = -1;
     double deadline = 120, fail_fast = 5;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$y*iiiddO", names, &sequence, &secret, &proc, &log, &hangup,
-                                     &deadline, &fail_fast, &store))
+    int profile = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$y*iiiddOp", names, &sequence, &secret, &proc, &log, &hangup,
+                                     &deadline, &fail_fast, &store, &profile))
         return -1;
     int *fds = NULL, result = -1;
     Py_ssize_t count = 0;
@@ -133,6 +134,7 @@ static int init(PyObject *object, PyObject *args, PyObject *kwargs) {
         goto done;
     self->store = store == Py_None ? NULL : Py_NewRef(store);
     memcpy(options.secret, secret.buf, sizeof options.secret);
+    options.profile = profile;
     options.fds = fds;
     options.fd_count = count > UINT_MAX ? UINT_MAX : (unsigned)count;
     options.proc = self->proc = duplicate(proc);
@@ -418,6 +420,18 @@ static PyObject *node(PyObject *object, PyObject *argument) {
     return PyLong_FromUnsignedLongLong(os_fuse_server_node(self->server, (const uint8_t *)id));
 }
 
+static PyObject *touches(PyObject *object, PyObject *unused) {
+    object_server *self = (object_server *)object;
+    (void)unused;
+    if (is_closed(self))
+        return NULL;
+    size_t count = os_fuse_server_touches(self->server, 0, NULL, 0);
+    PyObject *out = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(count * sizeof(os_fuse_touch)));
+    if (out != NULL)
+        os_fuse_server_touches(self->server, 0, (os_fuse_touch *)PyBytes_AS_STRING(out), count);
+    return out;
+}
+
 static PyObject *statistics(PyObject *object, PyObject *unused) {
     object_server *self = (object_server *)object;
     os_fuse_statistics s;
@@ -434,6 +448,8 @@ static PyObject *statistics(PyObject *object, PyObject *unused) {
 }
 
 static PyMethodDef methods[] = {
+    {"touches", touches, METH_NOARGS,
+     "Of a server that profiles: each READ in order, `id[32], u64 offset, u32 size, u32 0`."},
     {"start", py_start, METH_NOARGS, "Starts the threads, once."},
     {"close", py_close, METH_NOARGS, "Ends the threads and answers what is parked with EIO. May be called again."},
     {"__enter__", py_enter, METH_NOARGS, NULL},
