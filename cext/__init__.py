@@ -44,7 +44,6 @@ from cext.ingest import Ingest, IngestResult, PackFile, PackTable, parse_pack_ta
 
 __all__ = [
     "BootPack",
-    "cached",
     "ChunkMap",
     "ChunkMapStatistics",
     "Ingest",
@@ -57,6 +56,7 @@ __all__ = [
     "StoreSegment",
     "StoreStatistics",
     "blake3",
+    "cached",
     "check_image",
     "check_image_sandboxed",
     "compress_frame",

@@ -14,6 +14,10 @@ Messages are one JSON object in one packet, with descriptors. Of a client:
     packs    rows, more; descriptors: a pack for each row. `more` false ends an attach: the answer has the image's
              number and a descriptor of the object mount, and the shared EROFS mount of `metadata` if there is one
     share    image; descriptor: an EROFS mount, given to each further attach of the same metadata
+    boot     image, pack (name of a boot pack): somebody is going to push it into the page cache. The answer has a
+             descriptor of the FUSE connection, and whether the pack's objects are pinned already
+    pin      image, pack; descriptors of objects, which stay in the kernel's memory with them. No answer
+    touches  descriptor to write to: what was read, of a server that profiles
     keep     image, device ("major:minor" of a mount that uses it): the image stays until that mount is gone
     detach   image
     statistics
@@ -55,6 +59,7 @@ DESCRIPTORS_MAX = 240  # of one message; the kernel takes 253
 READ_AHEAD_KB = 4096
 FIRST_CLIENT_S = 10
 LINGER_MAX_S = 86400.0
+PINS_MAX = 16384  # objects of one boot pack
 
 _CLONE = 0x8004E500  # FUSE_DEV_IOC_CLONE
 _CLOEXEC = 1
@@ -77,8 +82,8 @@ class ObjectMount(Record):
             os.close(fd)
 
 
-def make_object_mount(threads: int) -> ObjectMount:
-    """Raises UnsupportedError where the kernel or its configuration says no."""
+def make_object_mount(threads: int, *, profile: bool = False) -> ObjectMount:
+    """profile: without read-ahead. Raises UnsupportedError where the kernel or its configuration says no."""
     fds: list[int] = []
     try:
         fds.append(_open_fuse())
@@ -90,7 +95,8 @@ def make_object_mount(threads: int) -> ObjectMount:
             fds.append(clone)
             fcntl.ioctl(clone, _CLONE, struct.pack("=I", fds[0]))
             clones.append(clone)
-        _set_read_ahead(tree)
+        if not profile:
+            _set_read_ahead(tree)
         return ObjectMount(tree, (fds[0], *clones))
     except BaseException:
         for fd in fds:
@@ -265,20 +271,25 @@ def _listen(directory: int) -> socket.socket:
 
 @dataclass(slots=True)
 class _Image:
-    """device: of the mount that keeps it, or None. lease: owned, or -1. metadata: names its shared mount, or empty."""
+    """device: of the mount that keeps it, or None. lease: owned, or -1. metadata, pack: name what is kept for it, its
+    shared mount and the pins of its boot pack, or are empty.
+    """
 
     label: str
     lease: int
     metadata: str
     linger_s: float
     device: str | None = None
+    pack: str = ""
 
 
 @dataclass(slots=True)
-class _Shared:
-    """An EROFS mount. fd: owned. until: monotonic time at which it goes, None while an image uses it."""
+class _Kept:
+    """What outlives an image for the next one. fds: owned. until: monotonic time at which it goes, None while an image
+    uses it.
+    """
 
-    fd: int
+    fds: list[int]
     until: float | None = None
 
 
@@ -315,7 +326,7 @@ class Server:
 
     def __init__(self, directory: int, settings: ServerSettings) -> None:
         threads = max(2, min(8, 2 * (os.cpu_count() or 1)))
-        mount = make_object_mount(threads)
+        mount = make_object_mount(threads, profile=settings.profile)
         self._tree = mount.tree
         proc = cext.open_tree(_AT_FDCWD, "/proc", _OPEN_TREE_CLONE | os.O_CLOEXEC)
         self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
@@ -323,7 +334,7 @@ class Server:
         self._listener = _listen(directory)
         self._clients: dict[int, _Client] = {}
         self._images: dict[int, _Image] = {}
-        self._shared: dict[str, _Shared] = {}
+        self._kept: dict[str, _Kept] = {}  # by metadata or boot pack
         self._until = 0.0  # monotonic: before it the process stays although there is nobody to serve
         self._user = os.geteuid()
         secret = os.urandom(32)
@@ -342,9 +353,17 @@ class Server:
 
         cext.drop_privileges(NOBODY, proc, open_store)
         self._server = cext.ObjectServer(
-            mount.fds, secret=secret, proc=proc, log=2, hangup=self._hangup, deadline=deadline, store=self._store
+            mount.fds,
+            secret=secret,
+            proc=proc,
+            log=2,
+            hangup=self._hangup,
+            deadline=deadline,
+            store=self._store,
+            profile=settings.profile,
         )
-        for fd in mount.fds:
+        self._fuse, *clones = mount.fds
+        for fd in clones:
             os.close(fd)
         self._server.start()
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -366,11 +385,11 @@ class Server:
         connected = self._poll(poll, FIRST_CLIENT_S * 1000)
         while connected and (self._clients or self._images or time.monotonic() < self._until):
             connected = self._poll(poll, self._wait_ms())
-            self._drop_shared()
+            self._drop_kept()
 
     def _wait_ms(self) -> int | None:
         """Until something has to go that nobody asks for; None: there is nothing."""
-        ends = [shared.until for shared in self._shared.values() if shared.until is not None]
+        ends = [kept.until for kept in self._kept.values() if kept.until is not None]
         if not self._clients and not self._images:
             ends.append(self._until)
         return max(0, math.ceil((min(ends) - time.monotonic()) * 1000)) if ends else None
@@ -411,12 +430,14 @@ class Server:
             self._forget(poll, client)
             return
         answer: dict[str, Any] | None
-        tree: list[int] = []
+        given: list[int] = []
         try:
             answer = self._answer(client, json.loads(data), fds)
             if answer is not None and "image" in answer:
-                shared = self._shared.get(self._images[answer["image"]].metadata)
-                tree = [self._tree] if shared is None else [self._tree, shared.fd]
+                shared = self._kept.get(self._images[answer["image"]].metadata)
+                given = [self._tree] if shared is None else [self._tree, *shared.fds]
+            elif answer is not None and "pinned" in answer:
+                given = [self._fuse]
         except Exception as error:  # whatever a message does, it ends at most its own connection
             answer = {"error": str(error) or type(error).__name__}
             if client.attach is not None:
@@ -427,7 +448,7 @@ class Server:
                 os.close(fd)
         if answer is not None:
             try:
-                socket.send_fds(client.sock, [json.dumps(answer).encode()], tree)
+                socket.send_fds(client.sock, [json.dumps(answer).encode()], given)
             except OSError:
                 self._forget(poll, client)
 
@@ -460,6 +481,13 @@ class Server:
             return self._packs(client, words, fds)
         if what == "share":
             return self._share(client, int(words["image"]), fds)
+        if what == "boot":
+            return self._boot(client, int(words["image"]), str(words["pack"]))
+        if what == "pin":
+            self._pin(client, int(words["image"]), fds)
+            return None
+        if what == "touches":
+            return self._touches(fds)
         if what == "keep":
             return self._keep(client, int(words["image"]), str(words["device"]))
         if what == "detach":
@@ -473,7 +501,7 @@ class Server:
         if what == "statistics":
             images = [{"image": number, "label": image.label} for number, image in self._images.items()]
             return {"statistics": self._server.statistics(), "images": images, "process": os.getpid()}
-        raise _Refused(f"got {what!r}, want attach, packs, share, keep, detach or statistics")
+        raise _Refused(f"got {what!r}, want attach, packs, share, boot, pin, touches, keep, detach or statistics")
 
     def _packs(self, client: _Client, words: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
         attach = client.attach
@@ -490,8 +518,8 @@ class Server:
             return None
         number = self._server.add_image(attach.tables, attach.packs, label=attach.label)
         self._images[number] = _Image(attach.label, attach.lease, attach.metadata, attach.linger_s)
-        if attach.metadata in self._shared:
-            self._shared[attach.metadata].until = None
+        if attach.metadata in self._kept:
+            self._kept[attach.metadata].until = None
         attach.lease = -1
         attach.close()
         client.attach = None
@@ -502,9 +530,33 @@ class Server:
         if number not in client.images or len(fds) != 1:
             raise _Refused(f"share: got image {number}, which is not this client's, or no mount")
         metadata = self._images[number].metadata
-        if metadata and metadata not in self._shared:
-            self._shared[metadata] = _Shared(fds.pop())
+        if metadata and metadata not in self._kept:
+            self._kept[metadata] = _Kept([fds.pop()])
         return {}
+
+    def _boot(self, client: _Client, number: int, pack: str) -> dict[str, Any]:
+        if number not in client.images:
+            raise _Refused(f"boot: got image {number}, which is not this client's")
+        self._images[number].pack = pack
+        pinned = pack in self._kept
+        kept = self._kept.setdefault(pack, _Kept([]))
+        kept.until = None
+        return {"pinned": pinned}
+
+    def _pin(self, client: _Client, number: int, fds: list[int]) -> None:
+        if number in client.images and (kept := self._kept.get(self._images[number].pack)) is not None:
+            room = max(0, PINS_MAX - len(kept.fds))
+            kept.fds += fds[:room]
+            del fds[:room]
+
+    def _touches(self, fds: list[int]) -> dict[str, Any]:
+        if len(fds) != 1:
+            raise _Refused("touches: got no descriptor")
+        view = memoryview(self._server.touches())
+        size = len(view)
+        while view:
+            view = view[os.write(fds[0], view) :]
+        return {"size": size}
 
     def _keep(self, client: _Client, number: int, device: str) -> dict[str, Any]:
         if number not in client.images:
@@ -523,15 +575,16 @@ class Server:
         # A mount that is undone leaves nothing; a container leaves its pages to the next one.
         until = time.monotonic() + (image.linger_s if image.device is None else 0)
         self._until = max(self._until, until)
-        shared = self._shared.get(image.metadata)
-        if shared is not None and all(other.metadata != image.metadata for other in self._images.values()):
-            shared.until = until
+        for name in (image.metadata, image.pack):
+            if name in self._kept and all(name not in (one.metadata, one.pack) for one in self._images.values()):
+                self._kept[name].until = until
 
-    def _drop_shared(self) -> None:
+    def _drop_kept(self) -> None:
         now = time.monotonic()
-        for metadata, shared in list(self._shared.items()):
-            if shared.until is not None and shared.until <= now:
-                os.close(self._shared.pop(metadata).fd)
+        for name, kept in list(self._kept.items()):
+            if kept.until is not None and kept.until <= now:
+                for fd in self._kept.pop(name).fds:
+                    os.close(fd)
 
     def _drop_unmounted(self) -> None:
         devices = self._devices()

@@ -63,11 +63,14 @@ class Servable(Protocol):
 
 
 class ServerSettings(Record):
-    """What a server has for as long as it lives. deadline_s: of a parked read."""
+    """What a server has for as long as it lives. deadline_s: of a parked read. profile: it records what is read, page
+    by page.
+    """
 
     domain: str
     deadline_s: float
     store: StoreSettings | None
+    profile: bool = False
 
 
 class Attachment:
@@ -99,6 +102,38 @@ class Attachment:
         _ask(self._sock, {"op": "keep", "image": self.number, "device": f"{os.major(found)}:{os.minor(found)}"})
         self._lease.hand_over()
 
+    def boot(self, pack: str) -> tuple[int, bool]:
+        """A boot pack is going to be pushed: the FUSE connection (owned by the caller), and whether its objects are
+        pinned by an earlier start.
+        """
+        answer, fds = _ask(self._sock, {"op": "boot", "image": self.number, "pack": pack})
+        if len(fds) != 1:
+            raise ObjectServerError(f"object server: got {len(fds)} descriptors, want its connection")
+        return fds[0], bool(answer["pinned"])
+
+    def pin(self, objects: Sequence[int]) -> None:
+        """Objects (descriptors, borrowed) of the boot pack that stay in memory, with their pages, as long as its image
+        or its linger.
+        """
+        for start in range(0, len(objects), _BATCH):
+            _send(self._sock, {"op": "pin", "image": self.number}, objects[start : start + _BATCH])
+
+    def touches(self) -> bytes:
+        """What was read, in order, from a server that profiles (cext.ObjectServer.touches)."""
+        fd = os.memfd_create("onesec-touches", os.MFD_CLOEXEC)
+        with open(fd, "rb") as file:
+            size = _ask(self._sock, {"op": "touches"}, [fd])[0]["size"]
+            file.seek(0)
+            data = file.read()
+        if len(data) != size:
+            raise ObjectServerError(f"object server: got {len(data)} bytes of touches, want {size}")
+        return data
+
+    @property
+    def connection(self) -> int:
+        """Descriptor of the socket, borrowed: as long as one of it is open, the image is served."""
+        return self._sock.fileno()
+
     def statistics(self) -> dict[str, Any]:
         """The server's counts (cext.ObjectServer.statistics), its images and its process."""
         return _ask(self._sock, {"op": "statistics"})[0]
@@ -127,15 +162,17 @@ def attach(
     linger_s: float = 0,
     deadline_s: float = DEADLINE_S,
     store: StoreSettings | None = None,
+    profile: bool = False,
 ) -> Attachment:
     """Has the image served by its domain's server. Raises UnsupportedError, ObjectServerError.
 
     metadata: what the mount of fs.erofs is shared under, the hexadecimal digest of its content; empty: not shared.
     linger_s: how long the server, with its page cache, outlives the attachment.
     deadline_s: after which a read whose bytes do not come fails. store: where chunks are kept that are read again. Both
-    of a server that is started now, a running one keeps its own.
+    of a server that is started now, a running one keeps its own. profile: the server records what is read; its run
+    directory has to be a new one.
     """
-    settings = ServerSettings(image.domain, deadline_s, store)
+    settings = ServerSettings(image.domain, deadline_s, store, profile)
     with _domain_directory(run_dir, root, image.domain) as directory:
         for _ in range(_TRIES):
             sock: socket.socket | None = _connection(directory, settings)

@@ -29,6 +29,10 @@ LAYER = "application/vnd.onesec.layer.v1+zstd"
 EROFS = "application/vnd.onesec.index.erofs.v1+zstd"
 TABLES = "application/vnd.onesec.index.tables.v1+zstd"
 
+BOOTPACK = "application/vnd.onesec.bootpack.v1"
+
+HEAD_DIGEST = "vnd.onesec.bootpack.head.digest"
+HEAD_SIZE = "vnd.onesec.bootpack.head.size"
 DECODED_DIGEST = "vnd.onesec.decoded.digest"
 DECODED_SIZE = "vnd.onesec.decoded.size"
 FORMAT = "vnd.onesec.format"
@@ -174,6 +178,17 @@ class Descriptor(Record):
             )
         return bytes.fromhex(match[1]), int(size)
 
+    @property
+    def head(self) -> tuple[bytes, int]:
+        """BLAKE3 and size of the head of a boot pack. Raises BadDocumentError where the annotations don't say."""
+        match = _DECODED.fullmatch(self.annotations.get(HEAD_DIGEST, ""))
+        size = self.annotations.get(HEAD_SIZE, "")
+        if match is None or not size.isascii() or not size.isdigit() or not 0 < int(size[:19]) <= self.size:
+            raise BadDocumentError(
+                f"descriptor of {self.digest}", f"annotations {HEAD_DIGEST} and {HEAD_SIZE} are missing or broken"
+            )
+        return bytes.fromhex(match[1]), int(size)
+
 
 def _typed(value: Any, kind: type, what: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
@@ -258,6 +273,12 @@ class Manifest(Record):
     def each(self, media_type: str) -> tuple[Descriptor, ...]:
         return tuple(layer for layer in self.layers if layer.media_type == media_type)
 
+    @property
+    def boot_pack(self) -> Descriptor | None:
+        """The boot pack, if the image has one. Raises BadDocumentError for two."""
+        found = self.each(BOOTPACK)
+        return self.only(BOOTPACK) if found else None
+
     def require_image(self) -> Manifest:
         """This manifest, if it is one of docs/format.md §7 of the format that we read."""
         what = f"manifest {self.digest}"
@@ -323,6 +344,14 @@ def check_blob(data: bytes, descriptor: Descriptor) -> bytes:
     if (got := Digest.of(data)) != descriptor.digest:
         raise BadBlobError(str(descriptor.digest), f"content: got {got}")
     return data
+
+
+def with_boot_pack(manifest: Manifest, pack: Descriptor) -> bytes:
+    """The same image with another boot pack, right behind the tables."""
+    document = parse_json(manifest.raw, f"manifest {manifest.digest}")
+    kept = [blob.to_json() for blob in manifest.layers if blob.media_type != BOOTPACK]
+    document["layers"] = [*kept[:2], pack.to_json(), *kept[2:]]
+    return dump_json(document)
 
 
 def manifest_bytes(

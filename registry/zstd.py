@@ -14,9 +14,9 @@ _STEP = 1 << 20
 _WINDOW_MAX = 1 << 27  # 128 MiB: what `zstd -d` takes without --long; bounds the memory that a frame can ask for
 
 
-def compress(data: bytes | memoryview) -> bytes:
+def compress(data: bytes | memoryview, *, level: int = _LEVEL) -> bytes:
     """One frame with its content size, no checksum. Same bytes for the same input, whatever the machine."""
-    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False, write_content_size=True).compress(data)
+    return zstandard.ZstdCompressor(level=level, write_checksum=False, write_content_size=True).compress(data)
 
 
 def decode(source: int, target: int, size: int) -> None:

@@ -100,8 +100,11 @@ static PyObject *frames(PyObject *object, void *unused) {
     const os_boot *boot = &((boot_pack *)object)->boot;
     (void)unused;
     PyObject *out = PyTuple_New(boot->frame_count);
+    uint32_t run = 0, reach = 0;
     for (uint32_t frame = 0; out != NULL && frame < boot->frame_count; frame++) {
-        PyObject *one = PyLong_FromUnsignedLong(boot->frame_packed[frame]);
+        for (uint32_t end = run + boot->frame_runs[frame]; run < end; run++)
+            reach = boot->run_object[run] >= reach ? boot->run_object[run] + 1 : reach;
+        PyObject *one = Py_BuildValue("II", boot->frame_packed[frame], reach);
         if (one == NULL)
             Py_CLEAR(out);
         else
@@ -205,7 +208,8 @@ static PyMethodDef methods[] = {
 
 static PyGetSetDef getters[] = {
     {"objects", objects, NULL, "Ids of the objects in the order of their first page.", NULL},
-    {"frames", frames, NULL, "Compressed length of each frame; they follow the head back to back.", NULL},
+    {"frames", frames, NULL,
+     "(compressed length, number of objects that have to be placed before) of each frame; they follow the head.", NULL},
     {"runs", runs, NULL, "(row of the object, offset, length) in the order of the start.", NULL},
     {"total", total, NULL, "Bytes of all runs.", NULL},
     {NULL, NULL, NULL, NULL, NULL},

@@ -1,0 +1,242 @@
+"""A boot pack on its way into the page cache, ahead of the container that is going to need it.
+
+The pages are charged to whoever pushes them, so the pusher is a process of its own, forked from the client and in the
+same cgroup as the container. Its order of work: verify the head; open the objects through the mount, in the order of
+their first page (the kernel takes a store only for an inode that it knows, and an O_PATH descriptor pins the inode with
+its pages); and hand each frame, once its objects are open, to one of two threads that verify, decode and push it. Two,
+because a store waits for a READ that is on its way to the same page. The pins go to the server, which keeps them as
+long as the image stays.
+
+Whatever goes wrong here makes a start slower, never wrong: the reader that finds no page asks the server for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+import cext
+from cext.errors import CorruptError, OnesecError
+from cext.record import Record, as_dict
+from lazyfs.objects import Attachment
+
+NAME = "onesec-prefill"
+THREADS = 2
+AHEAD = 8
+"""Frames that are read and not yet pushed."""
+
+_SAMPLES = 48
+_OPEN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class BootPackFile(Record):
+    """A boot pack in a local file. fd: borrowed. digest: its name. head_digest: BLAKE3 of the first head_size bytes."""
+
+    fd: int
+    digest: str
+    head_digest: bytes
+    head_size: int
+
+
+class Report(Record):
+    """What the pusher did. frames: pushed of all. objects: pinned. stored: bytes. seconds: from its fork to its end.
+
+    kept: the pages were there from an earlier start. error: what ended it early, or empty.
+    """
+
+    frames: int = 0
+    all_frames: int = 0
+    objects: int = 0
+    stored: int = 0
+    seconds: float = 0.0
+    kept: bool = False
+    error: str = ""
+
+
+class Prefill:
+    """The pusher, seen from the client."""
+
+    def __init__(self, process: int, reader: int) -> None:
+        self._process = process
+        self._reader = reader  # owned
+
+    def report(self) -> Report | None:
+        """What it has done, or None while it works."""
+        data = b""
+        with suppress(BlockingIOError):
+            data = os.read(self._reader, 1 << 16)
+        return Report(**json.loads(data)) if data else None
+
+    def stop(self) -> None:
+        """Ends it, wherever it is."""
+        with suppress(ProcessLookupError):
+            os.kill(self._process, signal.SIGKILL)
+        self.close()
+
+    def close(self) -> None:
+        """Leaves it to its work, if it still has some."""
+        os.close(self._reader)
+        with suppress(ChildProcessError):
+            os.waitpid(self._process, os.WNOHANG)
+
+
+def start(attachment: Attachment, pack: BootPackFile) -> Prefill:
+    """Forks the pusher. The image stays served as long as it works."""
+    started = time.monotonic()
+    fuse, pinned = attachment.boot(pack.digest)
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        process = os.fork()
+        if process == 0:
+            _become_pusher(attachment, pack, fuse, pinned, writer, started)
+    except BaseException:
+        os.close(reader)
+        raise
+    finally:
+        os.close(writer)
+        os.close(fuse)
+    return Prefill(process, reader)
+
+
+def _become_pusher(
+    attachment: Attachment, pack: BootPackFile, fuse: int, pinned: bool, result: int, started: float
+) -> NoReturn:
+    report = Report(error="died")
+    try:
+        cext.set_process_name(NAME)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _let_go({pack.fd, fuse, result, attachment.objects, attachment.connection})
+        try:
+            report = push(pack, attachment.objects, fuse, attachment.pin, pinned=pinned)
+        except (OnesecError, OSError) as error:
+            report = Report(error=str(error))
+        report = Report(**{**as_dict(report), "seconds": time.monotonic() - started})
+    finally:
+        with suppress(OSError):
+            os.write(result, json.dumps(as_dict(report)).encode())
+        os._exit(0)
+
+
+def _let_go(kept: set[int]) -> None:
+    """Of everything of the client's but these: nobody may wait for the end of a pipe that we hold."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    low = 3
+    for fd in sorted(kept):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, 1 << 20)
+
+
+def push(
+    pack: BootPackFile, objects: int, fuse: int, pin: Callable[[list[int]], None], *, pinned: bool = False
+) -> Report:
+    """Pushes a boot pack into the page cache of an object mount, whose root and connection are given.
+
+    pin: is given the descriptors of the objects. pinned: look first whether the pages are there already.
+    Raises CorruptError for a pack that is not what its manifest says.
+    """
+    head = os.pread(pack.fd, pack.head_size, 0)
+    if cext.blake3(head) != pack.head_digest:
+        raise CorruptError(f"boot pack {pack.digest}: got a head of another hash")
+    boot = cext.BootPack(head)
+    if pinned and _is_cached(boot, objects):
+        return Report(len(boot.frames), len(boot.frames), len(boot.objects), kept=True)
+    return _Push(boot, pack, objects, fuse).run(pin)
+
+
+class _Push:
+    """One pass over a boot pack: this thread opens and reads, the others push."""
+
+    def __init__(self, boot: cext.BootPack, pack: BootPackFile, objects: int, fuse: int) -> None:
+        self._boot = boot
+        self._pack = pack
+        self._objects = objects
+        self._fuse = fuse
+        self._frames: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(AHEAD)
+        self._lock = threading.Lock()
+        self._stored = 0  # guarded by _lock
+        self._done = 0  # guarded by _lock
+        self._error: Exception | None = None  # guarded by _lock; the first
+
+    def run(self, pin: Callable[[list[int]], None]) -> Report:
+        threads = [threading.Thread(target=self._store) for _ in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        pins: list[int] = []
+        try:
+            self._feed(pins)
+        finally:
+            for _ in threads:
+                self._frames.put(None)
+            for thread in threads:
+                thread.join()
+        pin(pins)
+        if self._error is not None:
+            raise self._error
+        return Report(self._done, len(self._boot.frames), len(pins), self._stored)
+
+    def _feed(self, pins: list[int]) -> None:
+        ids, placed, offset = self._boot.objects, 0, self._pack.head_size
+        for number, (size, reach) in enumerate(self._boot.frames):
+            data = os.pread(self._pack.fd, size, offset)
+            offset += size
+            while placed < reach:
+                self._place(placed, ids[placed].hex(), pins)
+                placed += 1
+            self._room.acquire()
+            if self._error is not None:
+                return
+            self._frames.put((number, data))
+
+    def _place(self, row: int, name: str, pins: list[int]) -> None:
+        try:
+            fd = os.open(f"{name[:2]}/{name[2:]}", _OPEN, dir_fd=self._objects)
+        except OSError:
+            return  # its readers will learn why
+        pins.append(fd)
+        found = os.fstat(fd)
+        self._boot.place(row, found.st_ino, found.st_size)
+
+    def _store(self) -> None:
+        while (item := self._frames.get()) is not None:
+            try:
+                stored = self._boot.store(self._fuse, *item)
+            except (OnesecError, OSError) as error:
+                with self._lock:
+                    self._error = self._error or error
+            else:
+                with self._lock:
+                    self._stored += stored
+                    self._done += 1
+            self._room.release()
+
+
+def _is_cached(boot: cext.BootPack, objects: int) -> bool:
+    """Whether the pages of an earlier start are still there, by a sample over the whole pack."""
+    runs, ids = boot.runs, boot.objects
+    for at in range(0, len(runs), max(1, len(runs) // _SAMPLES)):
+        row, offset, length = runs[at]
+        name = ids[row].hex()
+        try:
+            fd = os.open(f"{name[:2]}/{name[2:]}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=objects)
+        except OSError:
+            return False
+        try:
+            found = cext.cached(fd, offset, length)
+        finally:
+            os.close(fd)
+        if found is None or found < length:
+            return False
+    return True
