@@ -15,8 +15,8 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -163,13 +163,14 @@ class Repository:
     async def tags(self) -> tuple[str, ...]:
         """All tags, in the registry's order."""
         found: list[str] = []
-        async for document in self._pages(f"{self.path}/tags/list?n=1000"):
-            page = document.get("tags") or []
-            if not isinstance(page, list) or not all(isinstance(tag, str) and len(tag) <= 128 for tag in page):
-                raise BadAnswerError(self.session.host, "tags: want a list of tags")
-            found += page
-            if len(found) > _TAGS_MAX:
-                raise BadAnswerError(self.session.host, f"tags: got more than {_TAGS_MAX}")
+        async with aclosing(self._pages(f"{self.path}/tags/list?n=1000")) as pages:
+            async for document in pages:
+                page = document.get("tags") or []
+                if not isinstance(page, list) or not all(isinstance(tag, str) and len(tag) <= 128 for tag in page):
+                    raise BadAnswerError(self.session.host, "tags: want a list of tags")
+                found += page
+                if len(found) > _TAGS_MAX:
+                    raise BadAnswerError(self.session.host, f"tags: got more than {_TAGS_MAX}")
         return tuple(found)
 
     async def referrers(self, digest: Digest, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
@@ -177,8 +178,10 @@ class Repository:
         query = f"?{urlencode({'artifactType': artifact_type})}" if artifact_type else ""
         found: list[Descriptor] = []
         try:
-            async for document in self._pages(f"{self.path}/referrers/{digest}{query}", accept=OCI_INDEX):
-                found += _manifests(document, self.session.host)
+            url = f"{self.path}/referrers/{digest}{query}"
+            async with aclosing(self._pages(url, accept=OCI_INDEX)) as pages:
+                async for document in pages:
+                    found += _manifests(document, self.session.host)
         except (NotThereError, BadAnswerError):
             try:
                 raw = await self._manifest(f"sha256-{digest.hex}", None)
@@ -187,7 +190,7 @@ class Repository:
             found = list(Index.parse(raw, f"referrers of {digest}").manifests)
         return tuple(one for one in found if artifact_type in (None, one.artifact_type))
 
-    async def _pages(self, url: str, accept: str = "application/json") -> AsyncIterator[dict[str, Any]]:
+    async def _pages(self, url: str, accept: str = "application/json") -> AsyncGenerator[dict[str, Any], None]:
         session = self.session
         for _ in range(_PAGES_MAX):
             raw, answer = await session.document(url, self._scope, DOCUMENT_MAX, accept=accept)
@@ -279,11 +282,12 @@ class Repository:
             begin, broken = at, None
             async with self._open(session, blob, at, blob.size - at) as answer:
                 try:
-                    async for piece in exactly(answer, blob.size - at, session.host):
-                        write_all(fd, piece)
-                        hasher.update(piece)
-                        at += len(piece)
-                        progress(len(piece))
+                    async with aclosing(exactly(answer, blob.size - at, session.host)) as pieces:
+                        async for piece in pieces:
+                            write_all(fd, piece)
+                            hasher.update(piece)
+                            at += len(piece)
+                            progress(len(piece))
                 except RegistryError as error:
                     broken = error
             if broken is not None:
@@ -333,7 +337,7 @@ class Repository:
         return f"{self.path}/blobs/{blob.digest}"
 
 
-async def exactly(answer: Answer, length: int, who: str) -> AsyncIterator[bytes]:
+async def exactly(answer: Answer, length: int, who: str) -> AsyncGenerator[bytes, None]:
     """The pieces of a body that has to have this length."""
     left = length
     async for piece in answer.response.pieces():

@@ -89,7 +89,9 @@ def _look_up(
 
 
 def _table(document: dict[str, Any], key: str, file: str) -> dict[str, Any]:
-    found = document.get(key) or {}
+    found = document.get(key)
+    if found is None:
+        return {}
     if not isinstance(found, dict):
         raise BadDocumentError(file, f"{key}: got {type(found).__name__}, want an object")
     return found

@@ -11,7 +11,7 @@ import errno
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,7 +28,7 @@ _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """size: bytes. open: the bytes from the start, each time it is called."""
+    """size: bytes. open: the bytes from the start, each time it is called; not a generator, see `_Answer`."""
 
     size: int
     open: Callable[[], AsyncIterator[bytes]] = field(repr=False)
@@ -82,20 +82,21 @@ class HttpTransport:
         origin = origin_of(request.url, "request")
         client = self._client(settings_for(self._hosts, origin.netloc).ca)
         headers = {"accept-encoding": "identity", "user-agent": "onesec", **request.headers}
-        content: bytes | AsyncIterator[bytes] | None = None
-        if isinstance(request.body, Body):
-            headers["content-length"] = str(request.body.size)
-            content = request.body.open()
-        else:
-            content = request.body
+        body = request.body
+        if isinstance(body, Body):
+            headers["content-length"] = str(body.size)
         with _translated(origin.netloc):
-            answer = await client.send(
-                client.build_request(request.method, request.url, headers=headers, content=content), stream=True
+            built = client.build_request(
+                request.method, request.url, headers=headers, content=None if isinstance(body, Body) else body
             )
+            if isinstance(body, Body):
+                built.stream = _Stream(body)
+            raw = await client.send(built, stream=True)
+        answer = _Answer(raw, origin.netloc)
         try:
-            yield _Answer(answer, origin.netloc)
+            yield answer
         finally:
-            await answer.aclose()
+            await answer.close()
 
     def _client(self, ca: str | None) -> httpx.AsyncClient:
         if ca not in self._clients:
@@ -107,10 +108,23 @@ class HttpTransport:
         return self._clients[ca]
 
 
+class _Stream(httpx.AsyncByteStream):
+    def __init__(self, body: Body) -> None:
+        self._body = body
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._body.open()
+
+
 class _Answer:
+    """Iterates without generators of its own, and ends those of httpx: a generator that is left half way is finished by
+    trio's garbage collection, at any time and with a warning.
+    """
+
     def __init__(self, answer: httpx.Response, host: str) -> None:
         self._answer = answer
         self._host = host
+        self._raw: AsyncIterator[bytes] | None = None
 
     @property
     def status(self) -> int:
@@ -123,12 +137,25 @@ class _Answer:
     def lines(self, name: str) -> Sequence[str]:
         return self._answer.headers.get_list(name)
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    def pieces(self) -> AsyncIterator[bytes]:
         if (coding := self.header("content-encoding")) not in (None, "identity"):
             raise BadAnswerError(self._host, f"content-encoding: got {coding}, want none")
+        self._raw = self._answer.aiter_raw()
+        return self
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        assert self._raw is not None  # only `pieces` gives this out
         with _translated(self._host):
-            async for piece in self._answer.aiter_raw():
-                yield piece
+            return await anext(self._raw)
+
+    async def close(self) -> None:
+        await self._answer.aclose()
+        if self._raw is not None:  # its connection is closed: it has nothing left but to end
+            with suppress(StopAsyncIteration, httpx.HTTPError, httpx.StreamError):
+                await anext(self._raw)
 
 
 def _trust(ca: str | None) -> ssl.SSLContext:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
@@ -32,7 +32,7 @@ from registry.origin import redirected
 from registry.session import Answer
 from registry.transport import Body
 
-CHUNK = 16 << 20  # bytes of a chunk, if the registry does not want more (OCI-Chunk-Min-Length)
+CHUNK = 16 << 20
 _CHUNK_MAX = 256 << 20
 _PIECE = 256 << 10
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
@@ -63,9 +63,14 @@ class _Counted:
 
 
 class Uploader:
-    """Sends blobs of a layout to one repository. mounts: paths of repositories there that blobs may be mounted from."""
+    """Sends blobs of a layout to one repository. mounts: paths of repositories there that blobs may be mounted from.
+    chunk: bytes of one, if the registry does not want more (OCI-Chunk-Min-Length).
+    """
 
-    def __init__(self, repository: Repository, layout: Layout, mounts: Sequence[str] = ()) -> None:
+    def __init__(
+        self, repository: Repository, layout: Layout, mounts: Sequence[str] = (), *, chunk: int = CHUNK
+    ) -> None:
+        self._chunk = chunk
         self._repository = repository
         self._session = repository.session
         self._layout = layout
@@ -130,7 +135,7 @@ class Uploader:
                     if await self._repository.has_blob(blob):  # only the answer was lost
                         counted.move_to(blob.size)
                         return
-                upload = await self._status(upload) if upload is not None else None
+                upload = await self._status(upload, blob.size) if upload is not None else None
                 if upload is not None and upload.at > furthest:
                     furthest, failures = upload.at, 0
 
@@ -152,15 +157,15 @@ class Uploader:
         ) as answer:
             if answer.response.status == 201:
                 return None
-            return self._next(answer, 0, answer.response.header("oci-chunk-min-length"))
+            least = answer.response.header("oci-chunk-min-length") or ""
+            wanted = int(least[:12]) if least.isascii() and least.isdigit() else 0
+            return self._next(answer, 0, max(self._chunk, min(wanted, _CHUNK_MAX)))
 
-    def _next(self, answer: Answer, at: int, least: str | None = None, chunk: int = CHUNK) -> _Upload:
+    def _next(self, answer: Answer, at: int, chunk: int) -> _Upload:
         """The upload as an answer describes it."""
         location = answer.response.header("location")
         if location is None:
             raise BadAnswerError(self._session.host, "upload: got no location for its next part")
-        if least is not None and least.isascii() and least.isdigit():
-            chunk = min(max(int(least[:12]), CHUNK), _CHUNK_MAX)
         return _Upload(redirected(answer.url, location, self._repository.hosts, self._session.host), at, chunk)
 
     async def _send_chunks(self, upload: _Upload, blob: Descriptor, fd: int, counted: _Counted) -> None:
@@ -174,7 +179,7 @@ class Uploader:
                 got = _parse_range(answer.response.header("range"))
                 if got not in (None, end):
                     raise BadAnswerError(self._session.host, f"upload: has {got} bytes, want {end}", retryable=True)
-                upload = self._next(answer, end, chunk=upload.chunk)
+                upload = self._next(answer, end, upload.chunk)
         await self._finish(upload, blob, b"")
 
     async def _finish(self, upload: _Upload, blob: Descriptor, body: Body | bytes) -> None:
@@ -185,13 +190,13 @@ class Uploader:
         ):
             return
 
-    async def _status(self, upload: _Upload) -> _Upload | None:
+    async def _status(self, upload: _Upload, size: int) -> _Upload | None:
         """How far the registry says it got. None: it has forgotten the upload, or nothing of it arrived."""
         try:
             async with self._session.request("GET", upload.url, self._scope, expect=(204,)) as answer:
-                at = _parse_range(answer.response.header("range"))
+                at = _parse_range(answer.response.header("range")) or 0
                 # Registries say 0-0 for one byte and for none; a new upload is as good.
-                return None if at in (None, 1) else self._next(answer, at or 0, chunk=upload.chunk)
+                return self._next(answer, at, upload.chunk) if 1 < at <= size else None
         except RegistryError:
             return None
 
@@ -210,17 +215,28 @@ def _parse_range(text: str | None) -> int | None:
 
 
 def _body(fd: int, blob: Descriptor, begin: int, end: int, counted: _Counted) -> Body:
-    """Bytes begin to end of the blob, read while they are sent."""
+    return Body(end - begin, lambda: _Pieces(fd, blob, begin, end, counted))
 
-    async def pieces() -> AsyncIterator[bytes]:
-        at = begin
-        counted.move_to(at)
-        while at < end:
-            piece = await trio.to_thread.run_sync(os.pread, fd, min(_PIECE, end - at), at)
-            if not piece:
-                raise BadBlobError(str(blob.digest), f"ends after {at} bytes, want {blob.size}")
-            yield piece
-            at += len(piece)
-            counted.move_to(at)
 
-    return Body(end - begin, pieces)
+class _Pieces:
+    """Bytes begin to end of a blob's file, read while they are sent."""
+
+    def __init__(self, fd: int, blob: Descriptor, begin: int, end: int, counted: _Counted) -> None:
+        self._fd = fd
+        self._blob = blob
+        self._at = begin
+        self._end = end
+        self._counted = counted
+
+    def __aiter__(self) -> _Pieces:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._counted.move_to(self._at)  # what was given out before has been sent by now
+        if self._at == self._end:
+            raise StopAsyncIteration
+        piece = await trio.to_thread.run_sync(os.pread, self._fd, min(_PIECE, self._end - self._at), self._at)
+        if not piece:
+            raise BadBlobError(str(self._blob.digest), f"ends after {self._at} bytes, want {self._blob.size}")
+        self._at += len(piece)
+        return piece
