@@ -64,7 +64,7 @@ def pages_of(pack: cext.BootPack) -> list[Page]:
 
 
 def merged(profiles: Sequence[Sequence[Page]]) -> list[Page]:
-    """The pages of several starts. A page comes as early, relative to its start, as in the start that needs it first."""
+    """The pages of several starts. Each comes as early, relative to its start, as in the start that needs it first."""
     place: dict[Page, float] = {}
     for pages in profiles:
         for rank, page in enumerate(pages):

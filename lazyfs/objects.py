@@ -1,6 +1,6 @@
 """A client's side of the object server: find it or start it, and hand it an image.
 
-    <run-dir>/domains/<hash of domain and root>/lock     flock: one start at a time
+    <run-dir>/domains/<hash of protocol, domain and root>/lock     flock: one start at a time
                                                 socket   where the server of the domain listens
                                                 log      what it could not read, and why
 
@@ -31,6 +31,7 @@ _BLOBS_MAX = 1 << 20
 _BATCH = 200  # descriptors in one message
 _MESSAGE_MAX = 64 << 10
 _TRIES = 5
+_PROTOCOL = 2  # of the messages: a server of another release serves its images to their end, beside ours
 _TIMEOUT_S = 60
 
 DEADLINE_S = 120.0
@@ -228,7 +229,7 @@ class _ServerGone(Exception):
 
 @contextmanager
 def _domain_directory(run_dir: str | os.PathLike[str], root: str | os.PathLike[str], domain: str) -> Iterator[int]:
-    key = cext.blake3(f"{domain}\0{os.path.realpath(root)}".encode(errors="surrogateescape")).hex()[:32]
+    key = cext.blake3(f"{_PROTOCOL}\0{domain}\0{os.path.realpath(root)}".encode(errors="surrogateescape")).hex()[:32]
     path = f"{os.fspath(run_dir)}/domains/{key}"
     os.makedirs(path, 0o700, exist_ok=True)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

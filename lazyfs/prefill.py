@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import select
 import signal
 import threading
 import time
@@ -66,25 +67,36 @@ class Prefill:
     def __init__(self, process: int, reader: int) -> None:
         self._process = process
         self._reader = reader  # owned
+        self._report: Report | None = None  # there is one: the process is gone
 
     def report(self) -> Report | None:
         """What it has done, or None while it works."""
-        data = b""
-        with suppress(BlockingIOError):
-            data = os.read(self._reader, 1 << 16)
-        return Report(**json.loads(data)) if data else None
+        if self._report is None:
+            data = b""
+            with suppress(BlockingIOError):
+                data = os.read(self._reader, 1 << 16)
+            if data:
+                self._report = Report(**json.loads(data))
+                os.waitpid(self._process, 0)
+        return self._report
+
+    def wait(self, seconds: float) -> Report | None:
+        """The same, once it is there."""
+        if self._report is None:
+            select.select([self._reader], [], [], seconds)
+        return self.report()
 
     def stop(self) -> None:
         """Ends it, wherever it is."""
-        with suppress(ProcessLookupError):
+        if self._report is None:
             os.kill(self._process, signal.SIGKILL)
-        self.close()
+            os.waitpid(self._process, 0)
+        os.close(self._reader)
 
     def close(self) -> None:
-        """Leaves it to its work, if it still has some."""
+        """Leaves it to its work, if it still has some; init is its parent when we are gone."""
+        self.report()
         os.close(self._reader)
-        with suppress(ChildProcessError):
-            os.waitpid(self._process, os.WNOHANG)
 
 
 def start(attachment: Attachment, pack: BootPackFile) -> Prefill:
@@ -146,13 +158,18 @@ def push(
     pin: is given the descriptors of the objects. pinned: look first whether the pages are there already.
     Raises CorruptError for a pack that is not what its manifest says.
     """
-    head = os.pread(pack.fd, pack.head_size, 0)
-    if cext.blake3(head) != pack.head_digest:
-        raise CorruptError(f"boot pack {pack.digest}: got a head of another hash")
-    boot = cext.BootPack(head)
+    boot = open_boot_pack(pack)
     if pinned and _is_cached(boot, objects):
         return Report(len(boot.frames), len(boot.frames), len(boot.objects), kept=True)
     return _Push(boot, pack, objects, fuse).run(pin)
+
+
+def open_boot_pack(pack: BootPackFile) -> cext.BootPack:
+    """By its verified head. Raises CorruptError."""
+    head = os.pread(pack.fd, pack.head_size, 0)
+    if cext.blake3(head) != pack.head_digest:
+        raise CorruptError(f"boot pack {pack.digest}: got a head of another hash")
+    return cext.BootPack(head)
 
 
 class _Push:

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cache.settings import StoreSettings
 from cext.record import Record
 from lazyfs.objects import Attachment, attach
+from lazyfs.prefill import BootPackFile, Prefill, start
 from onesec.config import Config
 from registry.image import OpenedImage, open_image, require_packs
 from registry.layout import Layout
@@ -25,6 +27,7 @@ class ServedImage(Record):
 
     image: OpenedImage
     attachment: Attachment
+    linger_s: float
 
     @property
     def objects(self) -> int:
@@ -38,6 +41,44 @@ class ServedImage(Record):
     def keep(self, target: str) -> None:
         """A mount outlives this process: the server goes on with the image until what is mounted on target is gone."""
         self.attachment.keep(target)
+
+
+@contextmanager
+def boot_pack_file(image: OpenedImage) -> Iterator[BootPackFile | None]:
+    """The image's boot pack, or None if it has none or it is not here."""
+    pack = image.manifest.boot_pack
+    if pack is None:
+        yield None
+        return
+    try:
+        fd = os.open(pack.digest.hex, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=image.packs)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield BootPackFile(fd, str(pack.digest), *pack.head)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def prefilled(served: ServedImage) -> Iterator[Prefill | None]:
+    """Has the image's boot pack, if it has one, pushed into the page cache while the block runs.
+
+    A pusher that is still at work at its end goes on if the pages have a future, that is if the server lingers.
+    """
+    with boot_pack_file(served.image) as pack:
+        if pack is None:
+            yield None
+            return
+        prefill = start(served.attachment, pack)
+        try:
+            yield prefill
+        finally:
+            if served.linger_s > 0:
+                prefill.close()
+            else:
+                prefill.stop()
 
 
 def opened_image(reference: str, config: Config) -> OpenedImage:
@@ -71,4 +112,4 @@ def serve(image: OpenedImage, config: Config) -> Iterator[ServedImage]:
         deadline_s=config.run.deadline_s,
         store=StoreSettings(f"{config.root}/cache/store", config.store.quota, config.store.floor),
     ) as attachment:
-        yield ServedImage(image, attachment)
+        yield ServedImage(image, attachment, config.run.linger_s)

@@ -19,9 +19,12 @@ import cext
 from registry.errors import BadBlobError, BadDocumentError, MissingBlobError, RemoteBlobsError
 from registry.layout import Layout, Lease, Resolved
 from registry.model import (
+    BOOTPACK,
     DECODED_DIGEST,
     DECODED_SIZE,
     EROFS,
+    HEAD_DIGEST,
+    HEAD_SIZE,
     OCI_CONFIG,
     PACK,
     TABLES,
@@ -30,6 +33,7 @@ from registry.model import (
     Manifest,
     manifest_bytes,
     parse_json,
+    with_boot_pack,
 )
 from registry.reference import Reference
 
@@ -324,3 +328,12 @@ def manifest_for_image(
     stored = layout.put(raw, manifest.media_type)
     assert stored.digest == manifest.digest
     return manifest
+
+
+def put_boot_pack(layout: Layout, manifest: Manifest, head: bytes, frames: bytes) -> Manifest:
+    """Stores a boot pack and the manifest of the same image with it. Tags nothing. head: compressed."""
+    annotations = {HEAD_DIGEST: "blake3:" + cext.blake3(head).hex(), HEAD_SIZE: str(len(head))}
+    raw = with_boot_pack(manifest, layout.put(head + frames, BOOTPACK, annotations))
+    made = Manifest.parse(raw)
+    layout.put(raw, made.media_type)
+    return made

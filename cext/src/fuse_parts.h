@@ -68,7 +68,7 @@ void os_fuse_reply_statfs(os_fuse_server *server, int fd, uint64_t unique);
 /* fuse_answer.c. Each ends with an answer, or with the request parked. */
 void os_fuse_answer_lookup(os_fuse_server *server, os_ask *ask);
 void os_fuse_answer_read(os_fuse_worker *self, os_ask *ask);
-void os_fuse_fail(os_fuse_server *server, const os_ask *ask); /* EIO */
+void os_fuse_fail(os_fuse_server *server, const os_ask *ask);                                   /* EIO */
 void os_fuse_record(os_fuse_server *server, const os_node *node, uint64_t offset, size_t size); /* fuse_images.c */
 
 typedef enum os_fuse_parked {

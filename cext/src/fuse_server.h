@@ -32,7 +32,7 @@ typedef struct os_fuse_options {
     uint64_t fail_fast_ns; /* how long a place whose deadline passed is answered EIO at once */
     void (*unmap)(void *mapping, size_t size); /* for what add_image takes */
     os_store *store;                           /* borrowed: of this server's trust domain; may be NULL */
-    bool profile;          /* no read-ahead, so that each page that is touched is asked for; reads are recorded */
+    bool profile; /* no read-ahead, so that each page that is touched is asked for; reads are recorded */
 } os_fuse_options;
 
 /* One READ, of a server that profiles, in the order of the answers. */

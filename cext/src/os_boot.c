@@ -26,7 +26,8 @@ static os_code check_frames(const os_boot *boot, os_failure *failure) {
         uint32_t plain = boot->frame_plain[frame], packed = boot->frame_packed[frame];
         uint32_t count = boot->frame_runs[frame];
         if (plain == 0 || plain > OS_BOOT_FRAME_MAX || packed == 0 || packed > OS_FRAME_BOUND(OS_BOOT_FRAME_MAX))
-            return os_fail(failure, OS_CORRUPT, "boot pack: frame %u: got %u bytes packed into %u", frame, plain, packed);
+            return os_fail(failure, OS_CORRUPT, "boot pack: frame %u: got %u bytes packed into %u", frame, plain,
+                           packed);
         if (count == 0 || count > boot->run_count - runs)
             return os_fail(failure, OS_CORRUPT, "boot pack: frame %u: got %u runs, want 1 to %llu", frame, count,
                            (unsigned long long)(boot->run_count - runs));
@@ -52,13 +53,13 @@ static os_code check_runs(const os_boot *boot, os_failure *failure) {
         uint64_t offset = boot->run_offset[run];
         uint32_t length = boot->run_length[run], object = boot->run_object[run];
         if (object > met || object >= boot->object_count)
-            return os_fail(failure, OS_CORRUPT, "boot pack: run %u: got object %u, want them in the order of their runs",
-                           run, object);
+            return os_fail(failure, OS_CORRUPT,
+                           "boot pack: run %u: got object %u, want them in the order of their runs", run, object);
         met += object == met;
         if (length == 0 || length > OS_BOOT_FRAME_MAX || offset % OS_BOOT_PAGE != 0 ||
             offset > OS_FILE_SIZE_MAX - length)
-            return os_fail(failure, OS_CORRUPT, "boot pack: run %u: got %u bytes at %llu, want whole pages", run, length,
-                           (unsigned long long)offset);
+            return os_fail(failure, OS_CORRUPT, "boot pack: run %u: got %u bytes at %llu, want whole pages", run,
+                           length, (unsigned long long)offset);
     }
     if (met != boot->object_count)
         return os_fail(failure, OS_CORRUPT, "boot pack: got %u objects with runs, want %u", met, boot->object_count);
@@ -69,7 +70,8 @@ os_code os_boot_open(const uint8_t *data, size_t size, os_boot *boot, os_failure
     if (size < HEADER || memcmp(data, MAGIC, 8) != 0)
         return os_fail(failure, OS_CORRUPT, "boot pack: got no head");
     if (size > OS_BOOT_HEAD_MAX)
-        return os_fail(failure, OS_LIMIT, "boot pack: got a head of %zu bytes, want at most %u", size, OS_BOOT_HEAD_MAX);
+        return os_fail(failure, OS_LIMIT, "boot pack: got a head of %zu bytes, want at most %u", size,
+                       OS_BOOT_HEAD_MAX);
     boot->object_count = word(data + 8);
     boot->run_count = word(data + 12);
     boot->frame_count = word(data + 16);

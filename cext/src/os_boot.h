@@ -1,7 +1,7 @@
 /* A boot pack (docs/format.md section 8): the pages that a start touches, in order, in frames that follow its head.
  *
- * The head is a view, nothing is copied. What a head says of an object is believed only after the object was placed: its
- * size then comes from the image's verified tables, by way of the mount. */
+ * The head is a view, nothing is copied. What a head says of an object is believed only after the object was placed:
+ * its size then comes from the image's verified tables, by way of the mount. */
 #ifndef OS_BOOT_H
 #define OS_BOOT_H
 
@@ -16,9 +16,9 @@
 /* All pointers are borrowed from the bytes that were opened. */
 typedef struct os_boot {
     uint32_t object_count, run_count, frame_count;
-    uint64_t total;            /* bytes of all runs */
-    const uint8_t *object_id;  /* in the order in which they are first touched */
-    const uint8_t *frame_id;   /* BLAKE3 of each frame's compressed bytes */
+    uint64_t total;           /* bytes of all runs */
+    const uint8_t *object_id; /* in the order in which they are first touched */
+    const uint8_t *frame_id;  /* BLAKE3 of each frame's compressed bytes */
     const uint64_t *run_offset;
     const uint32_t *run_length, *run_object;
     const uint32_t *frame_packed, *frame_plain, *frame_runs;

@@ -141,7 +141,8 @@ static PyObject *place(PyObject *object, PyObject *args) {
     if (!PyArg_ParseTuple(args, "KKK", &row, &node, &size))
         return NULL;
     if (row >= self->boot.object_count)
-        return PyErr_Format(PyExc_IndexError, "boot pack: got object %llu, want below %u", row, self->boot.object_count);
+        return PyErr_Format(PyExc_IndexError, "boot pack: got object %llu, want below %u", row,
+                            self->boot.object_count);
     self->places[row] = (os_boot_place){.node = node, .size = size};
     Py_RETURN_NONE;
 }
@@ -155,7 +156,8 @@ static PyObject *store(PyObject *object, PyObject *args) {
         return NULL;
     if (frame >= self->boot.frame_count) {
         PyBuffer_Release(&data);
-        return PyErr_Format(PyExc_IndexError, "boot pack: got frame %llu, want below %u", frame, self->boot.frame_count);
+        return PyErr_Format(PyExc_IndexError, "boot pack: got frame %llu, want below %u", frame,
+                            self->boot.frame_count);
     }
     os_failure failure = {0};
     os_code code;

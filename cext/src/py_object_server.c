@@ -101,7 +101,8 @@ failed:
 /* ---------------------------------------------------------------------- life */
 
 static int init(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"fds", "secret", "proc", "log", "hangup", "deadline", "fail_fast", "store", "profile", NULL};
+    static char *names[] = {"fds",      "secret",    "proc",  "log",     "hangup",
+                            "deadline", "fail_fast", "store", "profile", NULL};
     object_server *self = (object_server *)object;
     PyObject *sequence, *store = Py_None;
     Py_buffer secret = {0};

@@ -41,6 +41,7 @@ COMMANDS: dict[str, str] = {
     "mount": "mount an image's file tree, read-only",
     "umount": "undo a mount",
     "run": "run a command in a container on an image",
+    "profile": "learn which pages a start touches, for a boot pack",
     "fsck": "check the local store and layout",
     "bench": "measure this against its peers, write JSON and a report",
 }

@@ -8,6 +8,7 @@ import sys
 from typing import cast
 
 from cext.errors import UsageError
+from lazyfs.container import Settings
 from lazyfs.errors import ContainerError
 from lazyfs.runtime_config import Network, RunOptions, Volume, image_config
 from onesec.config import Config
@@ -32,17 +33,10 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     options = parse_options(arguments, dict(os.environ), terminal=os.isatty(0) and os.isatty(1))
     from lazyfs import container
     from lazyfs.probe import probe
-    from onesec.images import served_image
+    from onesec.images import prefilled, served_image
 
     probe().require()
-    settings = container.Settings(
-        root=str(config.root),
-        run_dir=str(config.run_dir),
-        runtime=config.run.runtime,
-        scratch=config.run.scratch,
-        seccomp=None if config.run.seccomp is None else str(config.run.seccomp),
-    )
-    with served_image(arguments.reference, config) as served:
+    with served_image(arguments.reference, config) as served, prefilled(served):
         image = served.image
         try:
             return container.run(
@@ -50,7 +44,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
                 served.objects,
                 image_config(image.config),
                 options,
-                settings,
+                settings(config),
                 name=image.name,
                 note=_note,
             )
@@ -62,6 +56,18 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
             complain(str(error), error.hint)
             sys.stderr.flush()
             return error.status
+
+
+def settings(config: Config) -> Settings:
+    """How this host runs containers."""
+    run = config.run
+    return Settings(
+        root=str(config.root),
+        run_dir=str(config.run_dir),
+        runtime=run.runtime,
+        scratch=run.scratch,
+        seccomp=None if run.seccomp is None else str(run.seccomp),
+    )
 
 
 def _note(text: str) -> None:

@@ -43,6 +43,21 @@ def test_tables_and_packs(fuzz: Fuzz, tmp_path: Path) -> None:
     fuzz("image", seeds)
 
 
+def test_heads_of_boot_packs(fuzz: Fuzz) -> None:
+    seeds = []
+    for objects, runs in ((1, 1), (3, 5), (0, 0)):
+        frames = min(1, runs)
+        seeds.append(
+            struct.pack("<8s4IQ", b"OSBOOT01", objects, runs, frames, 0, 4096 * runs)
+            + b"".join(bytes([number + 1]) * 32 for number in range(objects + frames))
+            + struct.pack(f"<{runs}Q", *(8192 * number for number in range(runs)))
+            + struct.pack(f"<{runs}I", *[4096] * runs)
+            + struct.pack(f"<{runs}I", *(min(number, objects - 1) for number in range(runs)))
+            + struct.pack(f"<{3 * frames}I", *(100, 4096 * runs, runs)[: 3 * frames])
+        )
+    fuzz("boot", seeds)
+
+
 def test_the_whole_server_answers_each_request_once(fuzz: Fuzz) -> None:
     """The first byte: is the pack still to come. Then records: what fails or is filled in, length, request."""
     read = struct.pack("<QQIIQII", 0, 0, 4096, 0, 0, 0, 0)

@@ -1,0 +1,193 @@
+"""A start is profiled on a mount of its own, and its pages are in the page cache before the next one asks."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+import cext
+from cext.errors import CorruptError
+from lazyfs import objects, prefill, profile
+from lazyfs.bootpack import PAGE, BootPackBytes, Page
+from lazyfs.objects import Attachment
+from tests.fuse.test_objects import FakeImage, opened
+from tests.support.objects import Content, ObjectSet, make_objects
+
+CONTENTS: dict[str, Content] = {
+    "small": b"a few bytes",
+    "tail": os.urandom(3 * PAGE + 123),
+    "large": os.urandom(2 << 20),
+    "hole": [b"x" * 5000, 4 << 20, os.urandom(5000)],
+}
+
+
+def content(name: str) -> bytes:
+    value = CONTENTS[name]
+    return value if isinstance(value, bytes) else b"".join(bytes(p) if isinstance(p, int) else p for p in value)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> ObjectSet:
+    return make_objects(tmp_path_factory.mktemp("boot") / "set", CONTENTS)
+
+
+@contextmanager
+def attached(image: FakeImage, path: Path) -> Iterator[Attachment]:
+    with objects.attach(image, run_dir=path, root=path) as attachment:
+        yield attachment
+
+
+def start_of(made: ObjectSet, attachment: Attachment) -> None:
+    """A start: some pages by read(2), some by mapping, out of order."""
+    with ExitStack() as stack:
+        fds = {name: os.open(made.path(name), os.O_RDONLY, dir_fd=attachment.objects) for name in CONTENTS}
+        for fd in fds.values():
+            stack.callback(os.close, fd)
+        assert os.pread(fds["large"], 10, 5 * PAGE) == content("large")[5 * PAGE :][:10]
+        with mmap.mmap(fds["large"], 0, prot=mmap.PROT_READ) as mapped:
+            assert mapped[100 * PAGE] == content("large")[100 * PAGE]
+            assert mapped[7 * PAGE] == content("large")[7 * PAGE]
+        assert os.pread(fds["tail"], 10, 3 * PAGE) == content("tail")[3 * PAGE :][:10]
+        assert os.pread(fds["small"], 100, 0) == content("small")
+        assert os.pread(fds["hole"], 10, 4998) == content("hole")[4998:5008]
+
+
+def profiled(made: ObjectSet, path: Path) -> tuple[list[Page], BootPackBytes]:
+    with (
+        opened(made) as image,
+        profile.profiling(image, run_dir=str(path), root=str(path), deadline_s=10) as attachment,
+    ):
+
+        def start() -> int:
+            start_of(made, attachment)
+            return 0
+
+        status, pages = profile.profile(attachment, start)
+        assert status == 0
+        return pages, profile.boot_pack(attachment, pages)
+
+
+@contextmanager
+def boot_file(pack: BootPackBytes, path: Path, frames: bytes | None = None) -> Iterator[prefill.BootPackFile]:
+    path.write_bytes(pack.head + (pack.frames if frames is None else frames))
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield prefill.BootPackFile(fd, "test", cext.blake3(pack.head), len(pack.head))
+    finally:
+        os.close(fd)
+
+
+def reads(attachment: Attachment) -> int:
+    return int(attachment.statistics()["statistics"]["reads"])
+
+
+def pushed(attachment: Attachment, file: prefill.BootPackFile) -> prefill.Report:
+    fuse, _ = attachment.boot(file.digest)
+    pins: list[int] = []
+    try:
+        return prefill.push(file, attachment.objects, fuse, pins.extend)
+    finally:
+        for fd in (fuse, *pins):
+            os.close(fd)
+
+
+def test_a_profile_has_exactly_the_pages_that_were_touched_in_order(made: ObjectSet, tmp_path: Path) -> None:
+    pages, _ = profiled(made, tmp_path)
+    ids = made.ids
+    assert pages == [
+        *((ids["large"], number) for number in (5, 100, 7)),
+        (ids["tail"], 3),
+        (ids["small"], 0),
+        *((ids["hole"], number) for number in (1,)),
+    ]
+    assert os.listdir(tmp_path / "profiles") == []
+
+
+def test_after_a_push_the_same_start_asks_the_server_for_nothing(made: ObjectSet, tmp_path: Path) -> None:
+    _, pack = profiled(made, tmp_path)
+    with opened(made) as image, attached(image, tmp_path) as attachment, boot_file(pack, tmp_path / "pack") as file:
+        report = pushed(attachment, file)
+        assert (report.frames, report.objects, report.stored) == (1, 4, pack.total)
+        start_of(made, attachment)
+        assert reads(attachment) == 0
+        for name in CONTENTS:  # what was not pushed is read, and every byte and every size is right
+            with open(os.open(made.path(name), os.O_RDONLY, dir_fd=attachment.objects), "rb") as reader:
+                assert reader.read() == content(name)
+        assert reads(attachment) > 0
+
+
+def test_the_pusher_is_a_process_that_says_what_it_did(made: ObjectSet, tmp_path: Path) -> None:
+    _, pack = profiled(made, tmp_path)
+    with opened(made) as image, attached(image, tmp_path) as attachment, boot_file(pack, tmp_path / "pack") as file:
+        first = prefill.start(attachment, file)
+        report = first.wait(10)
+        assert report is not None
+        assert (report.error, report.stored, report.kept) == ("", pack.total, False)
+        first.close()
+        again = prefill.start(attachment, file)
+        report = again.wait(10)
+        again.close()
+        assert report is not None
+        assert report.kept, "the pages are pinned, so the second start has nothing to push"
+        start_of(made, attachment)
+        assert reads(attachment) == 0
+
+
+def test_a_flipped_byte_ends_the_push_and_readers_get_the_right_bytes(made: ObjectSet, tmp_path: Path) -> None:
+    _, pack = profiled(made, tmp_path)
+    broken = bytearray(pack.frames)
+    broken[len(broken) // 2] ^= 1
+    with (
+        opened(made) as image,
+        attached(image, tmp_path) as attachment,
+        boot_file(pack, tmp_path / "pack", bytes(broken)) as file,
+    ):
+        with pytest.raises(CorruptError, match="frame 0: got bytes of another hash"):
+            pushed(attachment, file)
+        start_of(made, attachment)
+        assert reads(attachment) > 0
+
+
+def test_a_pack_cut_short_ends_the_push(made: ObjectSet, tmp_path: Path) -> None:
+    _, pack = profiled(made, tmp_path)
+    with (
+        opened(made) as image,
+        attached(image, tmp_path) as attachment,
+        boot_file(pack, tmp_path / "pack", pack.frames[:-1]) as file,
+        pytest.raises(CorruptError, match="frame 0: got"),
+    ):
+        pushed(attachment, file)
+
+
+def test_runs_beyond_an_object_are_refused_before_a_page_is_pushed(made: ObjectSet, tmp_path: Path) -> None:
+    """A hostile author gives an object of another size: the file must not grow, nor show zeros."""
+    from lazyfs.bootpack import encode
+
+    small = made.ids["small"]
+    for size in (2 * PAGE, PAGE, len(content("small")) - 1, len(content("small")) + 1):
+        pack = encode([(small, 0), (small, 1)], lambda _, size=size: size, lambda run: b"Z" * run.length)  # type: ignore[misc]
+        with opened(made) as image, attached(image, tmp_path) as attachment, boot_file(pack, tmp_path / "pack") as file:
+            with pytest.raises(CorruptError, match="boot pack: run 0"):
+                pushed(attachment, file)
+            with open(os.open(made.path("small"), os.O_RDONLY, dir_fd=attachment.objects), "rb") as reader:
+                assert reader.read() == content("small")
+
+
+def test_another_head_than_the_manifest_s_is_refused(made: ObjectSet, tmp_path: Path) -> None:
+    _, pack = profiled(made, tmp_path)
+    with boot_file(pack, tmp_path / "pack") as file, pytest.raises(CorruptError, match="head of another hash"):
+        prefill.open_boot_pack(prefill.BootPackFile(file.fd, "test", bytes(32), file.head_size))
+
+
+def test_objects_that_the_image_does_not_have_are_left_out(made: ObjectSet, tmp_path: Path) -> None:
+    from lazyfs.bootpack import encode
+
+    pack = encode([(bytes(32), 0), (made.ids["small"], 0)], lambda _: 11, lambda _: b"a few bytes")
+    with opened(made) as image, attached(image, tmp_path) as attachment, boot_file(pack, tmp_path / "pack") as file:
+        report = pushed(attachment, file)
+        assert (report.objects, report.stored) == (1, 11)
