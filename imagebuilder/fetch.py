@@ -18,6 +18,7 @@ from imagebuilder.solve import PinnedWheel
 _STEP = 1 << 20
 _TIMEOUT = 60.0  # seconds without a byte
 _ATTEMPTS = 3
+_WHEEL_MAX = 32 << 30  # bytes; ten times the largest one there is
 
 
 @contextmanager
@@ -37,14 +38,22 @@ def wheel_file(
         except OSError as error:
             raise FetchError(wheel.filename, os.strerror(error.errno or 0).lower()) from error
         with file:
+            before = _state(file)
             _check(wheel, _hash(file, note))
             yield file.fileno()
+            if _state(file) != before:  # what was read after the hash may be another file's
+                raise FetchError(wheel.filename, "changed while it was read")
     elif parts.scheme in ("http", "https"):
         with tempfile.TemporaryFile(dir=directory, prefix="onesec-wheel-") as file:
             _download(wheel, file, cert, note)
             yield file.fileno()
     else:
         raise FetchError(wheel.filename, f"got a {parts.scheme!r} address, want https, http or file")
+
+
+def _state(file: IO[bytes]) -> tuple[int, int, int]:
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _hash(file: IO[bytes], note: Callable[[int], None]) -> str:
@@ -83,6 +92,8 @@ def _receive(wheel: PinnedWheel, file: IO[bytes], cert: str | None, note: Callab
         with urllib.request.urlopen(wheel.url, timeout=_TIMEOUT, context=context) as answer:
             while data := answer.read(_STEP):
                 size += len(data)
+                if size > _WHEEL_MAX:
+                    raise FetchError(wheel.filename, f"got more than {_WHEEL_MAX} bytes")
                 if wheel.size is not None and size > wheel.size:
                     raise FetchError(wheel.filename, f"got more than the {wheel.size} bytes that the index says")
                 hasher.update(data)

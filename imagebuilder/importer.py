@@ -299,7 +299,8 @@ def read_layer(layer: LayerWriter, plain: Plain, progress: Progress) -> None:
     """The members of an OCI layer, whiteouts and all."""
     reader = TarReader(plain.read)
     unpack = _Unpack(layer, progress)
-    for member in reader:
+    for number, member in enumerate(reader, 1):
+        plain.count(number)
         unpack.member(member, reader)
         progress.advance(files=1)
     unpack.finish()

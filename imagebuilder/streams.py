@@ -23,12 +23,16 @@ _OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"LZIP": "lzip"}
 @dataclass(frozen=True, slots=True)
 class Caps:
     """plain: bytes that one stream may decompress to. ratio: plain bytes for each compressed one, looked at beyond
-    `free`.
+    `free`. members: of one archive; each costs memory, and more than a few tens of thousands have to be paid for with
+    bytes of the stream, as they are in any archive whose names differ.
     """
 
     plain: int = 1 << 40
     ratio: int = 4000  # gzip can't reach it (1032); zstd of zeros gives tens of thousands
     free: int = 1 << 30
+    members: int = 8 << 20
+    members_free: int = 1 << 16
+    member_bytes: int = 4  # of the compressed stream; measured: 8 and more where names are just numbered
 
 
 class Source:
@@ -93,6 +97,14 @@ class Plain:
         if self.size > caps.free and self.size > caps.ratio * self._source.size:
             raise BombError(f"layer: decompresses to more than {caps.ratio} times its size")
         return data
+
+    def count(self, members: int) -> None:
+        """Told how many members there were so far. Raises BombError."""
+        caps = self._caps
+        if members > caps.members:
+            raise BombError(f"layer: got more than {caps.members} members")
+        if members > caps.members_free and (members - caps.members_free) * caps.member_bytes > self._source.size:
+            raise BombError(f"layer: got {members} members out of {self._source.size} bytes")
 
     def digest(self) -> Digest:
         """Of the whole plain stream (OCI's diff_id); reads what is left first."""

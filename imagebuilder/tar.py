@@ -25,6 +25,7 @@ _BLOCK = 512
 _STEP = 1 << 20
 _ZERO_BLOCK = bytes(_BLOCK)
 _SPECIAL_MAX = 1 << 20  # bytes of a pax header or long name; Go's bound
+_SPECIALS_MAX = 4 << 20  # bytes of all of them before one member, and of all global ones
 _SPARSE_MAX = 1 << 18  # pieces of one sparse file
 _NAME_MAX = 255
 _PATH_MAX = 4096
@@ -104,6 +105,7 @@ class TarReader:
         self._source = read
         self._buffer = b""
         self._global: dict[bytes, bytes] = {}
+        self._global_left = _SPECIALS_MAX
         self._left = 0  # stored bytes of the current member that nobody read
         self._padding = 0
         self._member: Member | None = None
@@ -150,6 +152,7 @@ class TarReader:
 
     def _next(self) -> Member | None:
         extended = _Extended()
+        left = _SPECIALS_MAX
         while True:
             self._skip()
             self._member = None
@@ -167,9 +170,15 @@ class TarReader:
             flag = header[156]
             if flag in b"xgLK":
                 data = self._special(header)
+                left -= _BLOCK + len(data)
+                if left < 0:
+                    raise LimitError(f"tar: got extended headers of over {_SPECIALS_MAX} bytes before one member")
                 if flag == ord("x"):
                     _pax(data, extended.records, extended.sparse)
                 elif flag == ord("g"):
+                    self._global_left -= len(data)
+                    if self._global_left < 0:
+                        raise LimitError(f"tar: got global headers of over {_SPECIALS_MAX} bytes")
                     _pax(data, self._global, [])
                 elif flag == ord("L"):
                     extended.name = _string(data)

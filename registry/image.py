@@ -126,6 +126,7 @@ def open_resolved(layout: Layout, resolved: Resolved, lease: Lease) -> OpenedIma
                 if fd is None:
                     raise BadBlobError(str(blob.digest), f"decoded copy {path} changed while it was read")
                 fds.append(fd)
+        check_packs(fds[1], manifest)
         packs = layout.open_blobs()
         return OpenedImage(
             resolved.name,
@@ -151,6 +152,17 @@ def require_packs(layout: Layout, image: OpenedImage) -> None:
         packs = image.manifest.each(PACK)
         if count := sum(not layout.has(pack) for pack in packs):
             raise RemoteBlobsError(image.name, count, len(packs), f"{image.remote}@{image.digest}")
+
+
+def check_packs(tables: int, manifest: Manifest) -> None:
+    """The packs that (checked) tables read from are those that the manifest lists, in its order.
+
+    Knowing the digest of somebody else's pack in this layout is no permission to read it.
+    """
+    head = os.pread(tables, _TABLES_HEADER.size, 0)
+    rows = os.pread(tables, _TABLES_HEADER.unpack(head)[1] * _BLOB_ROW.size, _TABLES_HEADER.size)
+    if tables_blobs(head + rows) != tuple(Descriptor(PACK, blob.digest, blob.size) for blob in manifest.each(PACK)):
+        raise BadDocumentError(f"manifest {manifest.digest}", "its packs are not those of its tables")
 
 
 def parse_config(raw: bytes, what: str) -> dict[str, Any]:
@@ -234,6 +246,7 @@ def decode_index(layout: Layout, manifest: Manifest) -> None:
             fcntl.flock(fds[-1], fcntl.LOCK_SH)  # until we are done fsck leaves it alone
             decode_blob(layout, blob, fds[-1])
         cext.check_image_sandboxed(fds[0], fds[1])
+        check_packs(fds[1], manifest)
         for fd, path, blob in zip(fds, temporaries, blobs, strict=True):
             os.fsync(fd)
             os.rename(path, _decoded_path(layout, blob))
