@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cext.errors import UsageError
+from cext.errors import LimitError, UsageError
 from imagebuilder.errors import BadArchiveError, UnknownSourceError
 from imagebuilder.layer import (
     BLOCK,
@@ -291,8 +291,8 @@ def _layer(
 
     try:
         return workshop.make(fill)
-    except BadArchiveError as error:
-        raise BadArchiveError(f"layer {blob.digest}: {error}") from error
+    except (BadArchiveError, LimitError) as error:
+        raise type(error)(f"layer {blob.digest}: {error}") from error
 
 
 def read_layer(layer: LayerWriter, plain: Plain, progress: Progress) -> None:
