@@ -1,0 +1,126 @@
+"""Debian's docker-registry as a server of its own on loopback: plain, or with TLS and one login. Ended by its pid."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+USER, PASSWORD = "me", "secret"
+_HTPASSWD = "me:$2b$04$6vpLBYDf1fTzUOhSNJJORez01wav/9kCP0Zt4tEFU264UphVKiahO\n"  # bcrypt, the only kind that it takes
+_CONFIG = """
+version: 0.1
+log: {{level: error, accesslog: {{disabled: true}}}}
+storage: {{filesystem: {{rootdirectory: {data}}}, delete: {{enabled: true}}}}
+http:
+  addr: 127.0.0.1:{port}
+  secret: for tests
+{tls}
+{auth}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """host: as in a reference. ca: what a client has to trust; None: plain http. login: whether it wants one."""
+
+    host: str
+    ca: Path | None
+    login: bool
+
+    def settings(self) -> str:
+        """Its part of onesec.toml."""
+        how = "plain-http = true" if self.ca is None else f'ca = "{self.ca}"'
+        return f'[registry."{self.host}"]\n{how}\n'
+
+    def auth(self, password: str = PASSWORD) -> str:
+        """An auth.json with its login."""
+        pair = base64.b64encode(f"{USER}:{password}".encode()).decode()
+        return json.dumps({"auths": {self.host: {"auth": pair}}})
+
+
+def require() -> None:
+    """Skips where docker-registry or openssl is missing; in CI that is a failure."""
+    missing = [name for name in ("docker-registry", "openssl", "skopeo") if shutil.which(name) is None]
+    if missing and (os.environ.get("CI") or os.environ.get("ONESEC_REQUIRE_ALL")):
+        pytest.fail(f"this machine lacks {', '.join(missing)}")
+    if missing:
+        pytest.skip(f"this machine lacks {', '.join(missing)}")
+
+
+@contextmanager
+def docker_registry(directory: Path, *, tls: bool = False, login: bool = False) -> Iterator[Server]:
+    """Runs one with its data, certificates and log under directory."""
+    require()
+    directory.mkdir(parents=True)
+    port = _free_port()
+    ca = _certificates(directory) if tls else None
+    (directory / "htpasswd").write_text(_HTPASSWD)
+    config = _CONFIG.format(
+        data=directory / "data",
+        port=port,
+        tls=f"  tls: {{certificate: {directory}/server.pem, key: {directory}/server.key}}" if tls else "",
+        auth=f"auth: {{htpasswd: {{realm: tests, path: {directory}/htpasswd}}}}" if login else "",
+    )
+    (directory / "config.yml").write_text(config)
+    with open(directory / "log", "wb") as log:
+        server = subprocess.Popen(
+            ["docker-registry", "serve", str(directory / "config.yml")],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={"PATH": os.environ["PATH"], "OTEL_TRACES_EXPORTER": "none"},
+        )
+    try:
+        _wait(port, server, directory / "log")
+        yield Server(f"localhost:{port}", ca, login)
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"docker-registry did not start: {log.read_text()}") from None
+            time.sleep(0.02)
+
+
+def _certificates(directory: Path) -> Path:
+    """A CA, and a server certificate of it for localhost."""
+    subject = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+    ca, key = directory / "ca.pem", directory / "ca.key"
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    _openssl("req", "-x509", *curve, "-keyout", key, "-out", ca, "-days", "2", "-subj", "/CN=onesec test CA")
+    _openssl(
+        *("req", "-x509", *curve, "-keyout", directory / "server.key", "-out", directory / "server.pem", "-days", "2"),
+        *("-subj", "/CN=localhost", "-addext", subject, "-CA", ca, "-CAkey", key),
+        *("-addext", "basicConstraints=critical,CA:FALSE"),
+    )
+    return ca
+
+
+def _openssl(*words: str | Path) -> None:
+    subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True)
