@@ -111,16 +111,15 @@ def _wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
 def _certificates(directory: Path) -> Path:
     """A CA, and a server certificate of it for localhost."""
     subject = "subjectAltName=DNS:localhost,IP:127.0.0.1"
-    ca, key = directory / "ca.pem", directory / "ca.key"
-    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    _openssl("req", "-x509", *curve, "-keyout", key, "-out", ca, "-days", "2", "-subj", "/CN=onesec test CA")
+    ca, key, pem = f"{directory}/ca.pem", f"{directory}/ca.key", f"{directory}/server.pem"
+    curve = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    _openssl("req", *curve, "-keyout", key, "-out", ca, "-subj", "/CN=onesec test CA")
     _openssl(
-        *("req", "-x509", *curve, "-keyout", directory / "server.key", "-out", directory / "server.pem", "-days", "2"),
-        *("-subj", "/CN=localhost", "-addext", subject, "-CA", ca, "-CAkey", key),
-        *("-addext", "basicConstraints=critical,CA:FALSE"),
+        *("req", *curve, "-keyout", f"{directory}/server.key", "-out", pem, "-subj", "/CN=localhost"),
+        *("-addext", subject, "-addext", "basicConstraints=critical,CA:FALSE", "-CA", ca, "-CAkey", key),
     )
-    return ca
+    return Path(ca)
 
 
-def _openssl(*words: str | Path) -> None:
-    subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True)
+def _openssl(*words: str) -> None:
+    subprocess.run(["openssl", *words], check=True, capture_output=True)
