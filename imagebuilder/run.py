@@ -124,9 +124,8 @@ class _Execution:
             case DebianBase() as base:
                 return await self._debian(base)
             case CopyLocal() as copy:
-                return StepResult(
-                    (await self._layer(lambda layer: _copy(layer, copy, step.where, self._inputs.trees[copy])),)
-                )
+                planned = self._inputs.trees[copy]
+                return StepResult((await self._layer(lambda layer: copy_tree(layer, copy, step.where, planned)),))
             case PipInstall() as install:
                 return await self._pip(install, step)
             case Run() as commands:
@@ -326,7 +325,7 @@ def _place(layer: LayerWriter, wheel: Wheel, placed: Sequence[Placed], progress:
             layer.add(file.path.encode(), made, wheel.read(file.content))
 
 
-def _copy(layer: LayerWriter, copy: CopyLocal, where: CallSite, planned: bytes) -> None:
+def copy_tree(layer: LayerWriter, copy: CopyLocal, where: CallSite, planned: bytes) -> None:
     """planned: the digest that the step's key has. What was read has to be what was hashed."""
     read = local.TreeDigest()
     target = copy.target.strip("/")
