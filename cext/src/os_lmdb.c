@@ -41,6 +41,7 @@ struct os_lmdb {
     pthread_rwlock_t resizing;         /* see above */
     MDB_dbi tables[OS_LMDB_DATABASES]; /* immutable once open */
     atomic_bool failed;                /* a page could not be read: of no use any more */
+    atomic_bool stuck;                 /* so inside a writing call: LMDB's memory is not to be touched again */
 };
 
 static pthread_mutex_t registry = PTHREAD_MUTEX_INITIALIZER;
@@ -131,6 +132,17 @@ static void run_attempt(void *context) {
     }
 }
 
+/* A commit that failed half-way through its meta page makes LMDB refuse everything after, also reading: then the map
+ * has failed for good, whatever the errno was. */
+static void probe(void *context) {
+    attempt *it = context;
+    if (mdb_txn_begin(it->map->environment, NULL, MDB_RDONLY, &it->transaction) == MDB_PANIC)
+        it->code = MDB_PANIC;
+    else
+        mdb_txn_abort(it->transaction);
+    it->transaction = NULL;
+}
+
 static void abort_attempt(void *context) {
     mdb_txn_abort(((attempt *)context)->transaction);
 }
@@ -144,16 +156,25 @@ static int transact(os_lmdb *map, unsigned flags, int (*work)(void *context, MDB
         pthread_rwlock_rdlock(&map->resizing);
         if (!os_lmdb_guarded(run_attempt, &it)) {
             atomic_store(&map->failed, true);
-            if (it.transaction != NULL) /* gives LMDB's locks back; its own memory, so it hardly faults again */
+            if (!(flags & MDB_RDONLY))
+                atomic_store(&map->stuck, true);
+            else if (it.transaction != NULL) /* gives the reader's slot back */
                 os_lmdb_guarded(abort_attempt, &it);
             it.code = MDB_PANIC;
         }
+        if (it.code > 0 && !(flags & MDB_RDONLY)) {
+            it.transaction = NULL;
+            os_lmdb_guarded(probe, &it);
+        }
+        if (it.code == MDB_PANIC)
+            atomic_store(&map->failed, true);
         pthread_rwlock_unlock(&map->resizing);
         if (it.code != MDB_MAP_RESIZED || tries == ATTEMPTS)
             return it.code;
-        int code = resize(map, 0);
-        if (code != 0)
-            return code;
+        if (resize(map, 0) != 0) { /* a size that nobody can have */
+            atomic_store(&map->failed, true);
+            return MDB_PANIC;
+        }
     }
 }
 
@@ -183,11 +204,33 @@ static int write_growing(os_lmdb *map, int (*change)(void *context, MDB_txn *tra
     }
 }
 
+typedef struct checked_change {
+    os_lmdb *map;
+    int (*change)(void *context, MDB_txn *transaction);
+    void *context;
+} checked_change;
+
+/* LMDB copies pages into memory of its own to change them, by the bounds that stand in them: with a page that rotted
+ * since it was checked it writes anywhere. So all are checked again, 1 ms for each 2 MB, while nobody else may write.
+ */
+static int check_and_change(void *context, MDB_txn *transaction) {
+    checked_change *it = context;
+    int fd;
+    int code = mdb_env_get_fd(it->map->environment, &fd);
+    if (code != 0)
+        return code;
+    os_code sound = os_lmdb_check_pages(fd, mdb_txn_id(transaction) - 1, NULL);
+    if (sound == OS_MEMORY)
+        return ENOMEM;
+    return sound == OS_OK ? it->change(it->context, transaction) : MDB_PANIC;
+}
+
 os_code os_lmdb_write(os_lmdb *map, int (*change)(void *context, MDB_txn *transaction), void *context,
                       os_failure *failure) {
+    checked_change it = {map, change, context};
     if (usable(map, failure) != OS_OK)
         return OS_CLOSED;
-    int code = write_growing(map, change, context);
+    int code = write_growing(map, check_and_change, &it);
     return code == 0 ? OS_OK : fail(failure, code, map->kind->name);
 }
 
@@ -280,7 +323,8 @@ static void close_environment(void *context) {
 static void discard(os_lmdb *map) {
     if (map->fd >= 0)
         close(map->fd);
-    if (map->environment != NULL)
+    if (map->environment != NULL &&
+        !atomic_load(&map->stuck)) /* else it stays, with LMDB's lock, until the process ends */
         os_lmdb_guarded(close_environment, map->environment); /* lock.mdb is mapped too */
     pthread_rwlock_destroy(&map->resizing);
     free(map);
@@ -299,6 +343,8 @@ static os_code open_new(const char *path, const os_lmdb_kind *kind, size_t size,
     int code = mdb_env_create(&map->environment);
     if (code == 0)
         code = mdb_env_set_mapsize(map->environment, size > 0 ? size : MAP_DEFAULT);
+    if (code == 0)
+        code = mdb_env_set_assert(map->environment, os_lmdb_guard_assert);
     if (code == 0)
         code = mdb_env_set_maxdbs(map->environment, OS_LMDB_DATABASES);
     if (code == 0)

@@ -2,9 +2,8 @@
  * makes it fault, abort, or overwrite pages that are in use. So every map is walked with pread before LMDB looks at it,
  * in the snapshot of a read transaction that the caller holds; processes that write meanwhile do no harm.
  *
- * Not covered: rot of pages after the walk (a page evicted from memory and read back wrong). Rows carry checks of their
- * own.
- */
+ * Walked at open and before each write. Rot of pages after that (one that was evicted from memory and is read back
+ * wrong) meets the guard (os_lmdb_guard.h) and the checks that rows carry. */
 #ifndef OS_LMDB_CHECK_H
 #define OS_LMDB_CHECK_H
 

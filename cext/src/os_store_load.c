@@ -232,7 +232,7 @@ static int fill_segment(void *context, MDB_txn *transaction) {
     if (it->map_code != 0)
         return it->map_code;
     if (it->scan_code != OS_OK)
-        return 0;
+        return MDB_NOTFOUND; /* no row of a segment that cannot be read */
     return os_store_segment_put(it->store, transaction, it->from, it->end, it->from->number);
 }
 
@@ -255,13 +255,13 @@ static os_code rebuild_segment(os_store *store, uint32_t number, os_failure *fai
     store->next_number = number + 1;
     if (code == OS_OK) {
         code = os_lmdb_write(store->map, fill_segment, &it, failure);
-        if (code == OS_OK && it.scan_code == OS_OK)
+        if (code == OS_OK)
             return keep_segment(store, it.from, it.end, number, failure);
         os_store_release_segment(store, it.from);
-        if (code != OS_OK)
+        if (code != OS_MISSING)
             return code;
     }
-    os_store_note(store, "segment %08x can't be used and is dropped", number); /* rows that it left name nothing */
+    os_store_note(store, "segment %08x can't be used and is dropped", number);
     os_store_unlink_segment(store, number);
     return OS_OK;
 }
