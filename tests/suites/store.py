@@ -112,7 +112,7 @@ class StoreSuite:
         id, data = chunk(2)
         with opener() as store:
             for codec in ("zstd", "zstd", "raw", "raw", "zstd"):
-                store.put(id, data, codec=codec)  # type: ignore[arg-type]
+                store.put(id, data, codec=codec)
                 store.flush()
                 assert store.get(id) == data
 

@@ -121,7 +121,7 @@ def test_a_chunk_kept_compressed_is_kept_raw_when_somebody_asks_for_that(tmp_pat
         raw = size_on_disk(tmp_path)
         assert raw > 5000
         for codec in ("raw", "zstd"):
-            store.put(*chunk(2), codec=codec)  # type: ignore[arg-type]
+            store.put(*chunk(2), codec=codec)
             store.flush()
         assert size_on_disk(tmp_path) == raw
         assert store.statistics().known == 2
