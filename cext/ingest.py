@@ -125,12 +125,22 @@ class Ingest:
         """Writes and syncs what is left. The files are the caller's to move."""
         packs, known, (content, chunks, known_chunks, same_chunks, written) = self._engine.finish()
         try:
-            files = tuple(PackFile(name, self._digest(name), size, table) for name, size, table in packs)
+            digests = self._digests([name for name, _, _ in packs])
+            files = tuple(
+                PackFile(name, digest, size, table) for (name, size, table), digest in zip(packs, digests, strict=True)
+            )
         except BaseException:  # the engine thinks that they are ours now
             for name, _, _ in packs:
                 os.unlink(name, dir_fd=self._directory)
             raise
         return IngestResult(files, tuple(known), content, chunks, known_chunks, same_chunks, written)
+
+    def _digests(self, names: list[str]) -> list[bytes]:
+        """On all cores: by now nothing else is left to do, and OpenSSL holds no GIL."""
+        from concurrent.futures import ThreadPoolExecutor  # slow, as hashlib below
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(self._digest, names))
 
     def _digest(self, name: str) -> bytes:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._directory)

@@ -50,6 +50,11 @@ static int system_fdatasync(void *context, int fd) {
     return fdatasync(fd);
 }
 
+static void system_start_writeback(void *context, int fd) {
+    (void)context;
+    sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+}
+
 static int system_renameat(void *context, int from, const char *from_path, int to, const char *to_path) {
     (void)context;
     return renameat(from, from_path, to, to_path);
@@ -118,6 +123,7 @@ const os_env os_env_system = {
     .pread = system_pread,
     .pwrite = system_pwrite,
     .fdatasync = system_fdatasync,
+    .start_writeback = system_start_writeback,
     .renameat = system_renameat,
     .unlinkat = system_unlinkat,
     .free_bytes = system_free_bytes,

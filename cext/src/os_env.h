@@ -21,6 +21,7 @@ typedef struct os_env {
     ssize_t (*pread)(void *context, int fd, void *buffer, size_t size, off_t offset);
     ssize_t (*pwrite)(void *context, int fd, const void *buffer, size_t size, off_t offset);
     int (*fdatasync)(void *context, int fd);
+    void (*start_writeback)(void *context, int fd); /* of what is dirty; waits for nothing, promises nothing */
     int (*renameat)(void *context, int from, const char *from_path, int to, const char *to_path);
     int (*unlinkat)(void *context, int directory, const char *path, int flags);
     int (*free_bytes)(void *context, int fd, uint64_t *out); /* of fd's file system, for the unprivileged */

@@ -9,7 +9,7 @@ os_code os_frame_compress(ZSTD_CCtx *zstd, int level, const void *data, size_t s
                           size_t *length, os_failure *failure) {
     if (size > OS_FRAME_MAX)
         return os_fail(failure, OS_LIMIT, "frame: got %zu bytes, want at most %u", size, OS_FRAME_MAX);
-    ZSTD_CCtx_reset(zstd, ZSTD_reset_session_and_parameters);
+    ZSTD_CCtx_reset(zstd, ZSTD_reset_session_only);
     ZSTD_CCtx_setParameter(zstd, ZSTD_c_compressionLevel, level);
     size_t made = ZSTD_compress2(zstd, out, capacity, data, size);
     if (ZSTD_isError(made))

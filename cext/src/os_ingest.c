@@ -9,7 +9,11 @@
  * caller never holds the lock while it reads, writes or hashes. Because frames leave in ring order and their content is
  * fixed before they enter, the number of workers cannot change a byte.
  *
- * Memory: RING frames, plain and compressed, and one window of content: about 40 MiB with the tables of 1 M chunks. */
+ * Memory: RING frames, plain and compressed, and one window of content: about 30 MiB for
+ * chunks of the average size, 70 MiB if all are of the largest, and the tables of 1 M chunks.
+ *
+ * Durability: the disk begins with a pack while it is written, and the pack is waited for only when the next one
+ * closes, or at the end. A caller that waited for 64 MiB to reach the disk let the workers run dry. */
 #define _GNU_SOURCE
 #define ZSTD_STATIC_LINKING_ONLY /* contexts whose memory comes from the environment */
 #include "os_ingest.h"
@@ -30,7 +34,8 @@
 #include "os_limits.h"
 #include "os_pack.h"
 
-#define RING 32u
+#define RING 128u /* lets workers go on while the caller is busy with small files, and the other way round */
+#define WRITEBACK_STEP (8u << 20) /* of a pack, after which the disk is asked to begin */
 #define PART_SIZE 40u
 #define WINDOW (4u << 20) /* of a data segment, before its chunks are cut */
 #define READ_STEP (1u << 20)
@@ -97,9 +102,12 @@ struct os_ingest {
     size_t block_size;
     uint8_t *window; /* owned, WINDOW: the data segment, as far as it is not cut */
     size_t window_start, window_end;
+    uint8_t *read_buffer; /* owned, READ_STEP, made by the first read: a mapping each time would cost its page faults */
 
     /* the pack that is open */
-    int fd; /* owned; -1: none */
+    int fd;                /* owned; -1: none */
+    int closing_fd;        /* owned; -1: none. The pack before it, complete but not yet known to be on the disk */
+    uint64_t written_back; /* of offset: the disk was asked to begin */
     uint64_t offset;
     column clen, ulen, counts, lengths, ids;
 
@@ -261,7 +269,21 @@ static os_code open_pack(os_ingest *ingest, os_failure *failure) {
         ingest->packs.size -= sizeof made; /* a file of that name is somebody else's */
         return os_fail_errno(failure, errno, "pack: cannot make %s", made.name);
     }
-    ingest->offset = 0;
+    ingest->offset = ingest->written_back = 0;
+    return OS_OK;
+}
+
+/* Waits until the pack before this one is on the disk. */
+static os_code sync_closing(os_ingest *ingest, os_failure *failure) {
+    const os_env *env = ingest->options.env;
+    int fd = ingest->closing_fd;
+    if (fd < 0)
+        return OS_OK;
+    if (env->fdatasync(env->context, fd) < 0)
+        return os_fail_errno(failure, errno, "pack: cannot sync");
+    ingest->closing_fd = -1;
+    if (env->close(env->context, fd) < 0 && errno != EINTR)
+        return os_fail_errno(failure, errno, "pack: cannot close");
     return OS_OK;
 }
 
@@ -283,12 +305,12 @@ static os_code close_pack(os_ingest *ingest, os_failure *failure) {
         code = write_all(ingest, made->table, made->table_size, failure);
     if (code != OS_OK)
         return code;
-    if (env->fdatasync(env->context, ingest->fd) < 0)
-        return os_fail_errno(failure, errno, "pack: cannot sync");
-    int fd = ingest->fd;
+    code = sync_closing(ingest, failure);
+    if (code != OS_OK)
+        return code;
+    env->start_writeback(env->context, ingest->fd);
+    ingest->closing_fd = ingest->fd;
     ingest->fd = -1;
-    if (env->close(env->context, fd) < 0 && errno != EINTR)
-        return os_fail_errno(failure, errno, "pack: cannot close");
     made->size = ingest->offset;
     ingest->clen.size = ingest->ulen.size = ingest->counts.size = ingest->lengths.size = ingest->ids.size = 0;
     return OS_OK;
@@ -306,6 +328,10 @@ static os_code write_frame(os_ingest *ingest, const job *from, os_failure *failu
         code = open_pack(ingest, failure);
     if (code == OS_OK)
         code = write_all(ingest, from->packed, from->packed_size, failure);
+    if (code == OS_OK && ingest->offset - ingest->written_back >= WRITEBACK_STEP) {
+        ingest->options.env->start_writeback(ingest->options.env->context, ingest->fd);
+        ingest->written_back = ingest->offset;
+    }
     if (code == OS_OK)
         code = append_u32(ingest, &ingest->clen, (uint32_t)from->packed_size, failure);
     if (code == OS_OK)
@@ -656,10 +682,12 @@ os_code os_ingest_end(os_ingest *ingest, os_failure *failure) {
 
 os_code os_ingest_update_from(os_ingest *ingest, int fd, uint64_t offset, size_t size, os_failure *failure) {
     const os_env *env = ingest->options.env;
-    uint8_t *buffer = allocate(ingest, READ_STEP);
-    os_code code = buffer ? OS_OK : no_memory(failure);
+    os_code code = OS_OK;
+    if (!ingest->read_buffer && !(ingest->read_buffer = allocate(ingest, READ_STEP)))
+        code = no_memory(failure);
     while (code == OS_OK && size) {
-        ssize_t count = env->pread(env->context, fd, buffer, size < READ_STEP ? size : READ_STEP, (off_t)offset);
+        ssize_t count =
+            env->pread(env->context, fd, ingest->read_buffer, size < READ_STEP ? size : READ_STEP, (off_t)offset);
         if (count < 0 && errno == EINTR)
             continue;
         if (count < 0)
@@ -667,13 +695,12 @@ os_code os_ingest_update_from(os_ingest *ingest, int fd, uint64_t offset, size_t
         else if (count == 0)
             code = os_fail(failure, OS_CORRUPT, "content: the file became shorter while it was read");
         else
-            code = os_ingest_update(ingest, buffer, (size_t)count, failure);
+            code = os_ingest_update(ingest, ingest->read_buffer, (size_t)count, failure);
         if (code == OS_OK) {
             offset += (size_t)count;
             size -= (size_t)count;
         }
     }
-    release(ingest, buffer);
     return keep(ingest, code, failure);
 }
 
@@ -701,6 +728,8 @@ os_code os_ingest_finish(os_ingest *ingest, os_failure *failure) {
         code = drain(ingest, 0, failure);
     if (code == OS_OK && ingest->fd >= 0)
         code = close_pack(ingest, failure);
+    if (code == OS_OK)
+        code = sync_closing(ingest, failure);
     if (code == OS_OK)
         ingest->finished = true;
     return keep(ingest, code, failure);
@@ -754,7 +783,7 @@ os_code os_ingest_make(const os_ingest_options *options, os_ingest **out, os_fai
         return no_memory(failure);
     memset(ingest, 0, sizeof *ingest);
     ingest->options = *options;
-    ingest->fd = -1;
+    ingest->fd = ingest->closing_fd = -1;
     pthread_mutex_init(&ingest->lock, NULL);
     pthread_cond_init(&ingest->work, NULL);
     pthread_cond_init(&ingest->done, NULL);
@@ -791,6 +820,8 @@ void os_ingest_free(os_ingest *ingest) {
         pthread_join(ingest->workers[at], NULL);
     if (ingest->fd >= 0)
         env->close(env->context, ingest->fd);
+    if (ingest->closing_fd >= 0)
+        env->close(env->context, ingest->closing_fd);
     for (uint32_t row = 0; row < os_ingest_pack_count(ingest); row++) {
         pack *one = (pack *)ingest->packs.data + row;
         if (!ingest->finished)
@@ -805,6 +836,7 @@ void os_ingest_free(os_ingest *ingest) {
     for (size_t at = 0; at < sizeof columns / sizeof *columns; at++)
         release(ingest, columns[at]->data);
     release(ingest, ingest->block);
+    release(ingest, ingest->read_buffer);
     release(ingest, ingest->window);
     pthread_cond_destroy(&ingest->done);
     pthread_cond_destroy(&ingest->work);

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import cext
 from cext.errors import CorruptError, LimitError
-from lazyfs.index.model import DEPTH_MAX, INODES_MAX, Entry, Flags, Kind, check_entry, check_path
+from lazyfs.index.model import DEPTH_MAX, INODES_MAX, PATH_MAX, Entry, Flags, Kind, check_entry, check_name, check_path
 from lazyfs.index.record import (
     Records,
     encode_entry,
@@ -122,6 +122,9 @@ class LayerBuilder:
         self._groups = 0  # given by link(), downwards, where no caller's numbers are
         self._has_groups = False
         self._has_symlinks = False
+        # The parent of the path before, as it was written, and its children: entries come directory by directory.
+        # Forgotten when a name gets a new meaning, because that name may lie on the way to it.
+        self._parent: tuple[bytes, dict[bytes, _Node]] | None = None
 
     def add(self, path: bytes, entry: Entry) -> None:
         """Raises CorruptError, LimitError for a path or an entry that no layer can have."""
@@ -168,6 +171,7 @@ class LayerBuilder:
             parent, name = self._place(path)
             if parent.get(name) is node:
                 return
+            self._parent = None
             if node.entry.kind is not Kind.LINK and not node.group:
                 self._groups -= 1
                 node.group = self._groups
@@ -193,15 +197,22 @@ class LayerBuilder:
         elif node.children is not None:
             node.entry = _over(node.entry, entry)
         elif not only_mark:  # what stood here hid the lower directory
+            self._parent = None
             implicit = entry.flags & Flags.IMPLICIT
             parent[name] = _Node(_REPLACING if implicit else replace(entry, flags=Flags.OPAQUE))
 
     def _put(self, path: bytes, node: _Node) -> None:
         parent, name = self._place(path)
+        if name in parent:
+            self._parent = None
         parent[name] = node
 
     def _place(self, path: bytes) -> tuple[dict[bytes, _Node], bytes]:
         """The children of a path's parent, which is made as needed, and its last component."""
+        before, _, last = path.rpartition(b"/")
+        if self._parent is not None and self._parent[0] == before and len(path) <= PATH_MAX:
+            check_name(last)
+            return self._parent[1], last
         parts = check_path(path)
         if not parts:
             raise CorruptError("root: got something that is not a directory")
@@ -220,6 +231,7 @@ class LayerBuilder:
                 node = children[part] = _Node(_REPLACING)
             assert node.children is not None
             children = node.children
+        self._parent = before, children
         return children, name
 
     def _find(self, parts: list[bytes]) -> _Node | None:

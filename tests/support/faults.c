@@ -120,6 +120,11 @@ static int fault_fdatasync(void *self, int fd) {
     return -1;
 }
 
+static void fault_start_writeback(void *self, int fd) {
+    (void)self;
+    (void)fd;
+}
+
 static int fault_unlinkat(void *self, int directory, const char *path, int flags) {
     (void)self;
     return unlinkat(directory, path, flags);
@@ -185,6 +190,7 @@ static const os_env ENV = {.context = context,
                            .write = fault_write,
                            .pread = fault_pread,
                            .fdatasync = fault_fdatasync,
+                           .start_writeback = fault_start_writeback,
                            .unlinkat = fault_unlinkat,
                            .allocate = fault_allocate,
                            .reallocate = fault_reallocate,

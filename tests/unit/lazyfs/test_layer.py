@@ -87,6 +87,25 @@ def test_an_entry_through_a_symlink_of_the_layer_lands_where_it_leads_inside_the
     assert not any(b"gone" in path for path in found)
 
 
+@pytest.mark.parametrize("change", ["link", "file", "hard link"])
+def test_a_parent_that_gets_another_meaning_between_two_entries_is_looked_up_again(change: str) -> None:
+    builder = LayerBuilder()
+    builder.add(b"b", Entry(Kind.DIRECTORY))
+    builder.add(b"f", Entry(Kind.FILE))
+    builder.add(b"a/sub/one", Entry(Kind.FILE))
+    if change == "link":
+        builder.add(b"a", Entry(Kind.SYMLINK, size=1, target=b"b"))
+    elif change == "file":
+        builder.add(b"a/sub", Entry(Kind.FILE))
+    else:
+        builder.link(b"a/sub", b"f")
+    builder.add(b"a/sub/two", Entry(Kind.FILE))
+    tree = decode_layer(builder.finish())
+    assert tree.lookup(b"b/sub/two" if change == "link" else b"a/sub/two") is not None
+    assert tree.lookup(b"a/sub/one") is None
+    assert tree.lookup(b"a/sub/two") is None or change != "link"
+
+
 def test_symlinks_in_a_circle_are_refused() -> None:
     builder = LayerBuilder()
     builder.add(b"a", symlink(b"b"))
