@@ -108,8 +108,7 @@ def find_runtime(wanted: str | None) -> Program:
 
 
 def run(
-    metadata: int,
-    objects: int,
+    lowers: mount.Lowers,
     image: ImageConfig,
     options: RunOptions,
     settings: Settings,
@@ -119,21 +118,20 @@ def run(
 ) -> int:
     """Runs a container to its end; what the client has to exit with.
 
-    metadata, objects: the EROFS mount of the image and the object mount, borrowed. name: the image, for messages.
+    lowers: borrowed. name: the image, for messages.
     note: gets what the user should know although it is no error.
     """
     arguments(image, options)  # nothing to execute: said before anything is made
     program = find_runtime(settings.runtime)
     with ExitStack() as stack:
         bundle = stack.enter_context(_bundle(settings))
-        tree, _ = _overlay(stack, bundle, metadata, objects, settings, name, note)
+        tree, _ = _overlay(stack, bundle, lowers, settings, name, note)
         return run_tree(tree, bundle, program, image, options, settings)
 
 
 @contextmanager
 def changes(
-    metadata: int,
-    objects: int,
+    lowers: mount.Lowers,
     image: ImageConfig,
     commands: Sequence[RunOptions],
     settings: Settings,
@@ -149,8 +147,8 @@ def changes(
     program = find_runtime(settings.runtime)
     with ExitStack() as stack:
         kept = stack.enter_context(_bundle(settings))
-        tree, scratch = _overlay(stack, kept, metadata, objects, settings, name, note)
-        trees = mount.copies(tree, f"{kept.path}/rootfs", len(commands))
+        tree, scratch = _overlay(stack, kept, lowers, settings, name, note)
+        trees = mount.copies(tree, len(commands))
         for copy in trees:
             _owned(stack, copy)
         streams = (_owned(stack, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)), 2, 2)
@@ -275,8 +273,7 @@ def _owned(stack: ExitStack, fd: int) -> int:
 def _overlay(
     stack: ExitStack,
     bundle: Bundle,
-    metadata: int,
-    objects: int,
+    lowers: mount.Lowers,
     settings: Settings,
     name: str,
     note: Note | None,
@@ -289,28 +286,21 @@ def _overlay(
         os.mkdir(bundle.scratch, 0o700)
         directory = _owned(stack, os.open(bundle.scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         try:
-            return _overlay_on(stack, directory, metadata, objects, name), directory
+            return _overlay_on(stack, directory, lowers, name), directory
         except MountError as error:
             # The root lies on a file system that cannot be an upper (another overlay, as in nested containers).
             refused = error
     directory = _owned(stack, mount.memory(name))
-    tree = _overlay_on(stack, directory, metadata, objects, name)
+    tree = _overlay_on(stack, directory, lowers, name)
     if refused is not None and note is not None:
         note(f"{settings.root}: no file system for scratch files ({refused}): they are kept in memory")
     return tree, directory
 
 
-def _overlay_on(stack: ExitStack, directory: int, metadata: int, objects: int, name: str) -> int:
+def _overlay_on(stack: ExitStack, directory: int, lowers: mount.Lowers, name: str) -> int:
     for part, mode in (("upper", 0o755), ("work", 0o700)):
         os.mkdir(part, mode, dir_fd=directory)
-    upper, work = (
-        _owned(stack, os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory))
-        for part in ("upper", "work")
-    )
-    return _owned(
-        stack,
-        mount.overlay(metadata, objects, name=name, upper=upper, work=work, attributes=mount.ATTR_NODEV),
-    )
+    return _owned(stack, mount.overlay(lowers, name=name, scratch=directory, attributes=mount.ATTR_NODEV))
 
 
 # ---------------------------------------------------------------------- config

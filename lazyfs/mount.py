@@ -19,9 +19,9 @@ import fcntl
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Literal
+from typing import Literal, TypeVar
 
 import cext
 from cext.errors import CorruptError, UnsupportedError
@@ -42,6 +42,7 @@ _EROFS_MAGIC = 0xE0F5E1E2
 _CLONE_NEWNS = 0x20000
 _MS_REC, _MS_SLAVE = 0x4000, 0x80000
 _OPEN_TREE_CLONE = 1
+_COVERED = "/sys"  # what a private namespace has its mounts over: every host has it and nothing of ours lies there
 _PRIVATE_MAX = 32 << 20  # bytes of files that one container alone sees
 
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
@@ -50,6 +51,7 @@ _LOOP_CONFIG = struct.Struct("=II 5Q 4I 64s 64s 32s 2Q 8Q")
 _LOOP_TRIES = 16
 
 Mode = Literal["kernel", "portable"]
+T = TypeVar("T")
 
 
 class MountRecord(Record):
@@ -66,22 +68,78 @@ class MountRecord(Record):
 # ---------------------------------------------------------------------- detached mounts
 
 
-def erofs(file: int, *, name: str) -> int:
+class Lowers(Record):
+    """What a file tree is made of: the EROFS mount of its metadata and the object mount. Borrowed.
+
+    fresh: makes another mount of each, owned by the caller. Kernels before 6.15 take as lower directories only what is
+    attached, and what is detached can be attached once.
+    """
+
+    metadata: int
+    objects: int
+    fresh: Callable[[], tuple[int, int]] | None = None
+
+
+def erofs(file: int, *, name: str, nests: Callable[[int, Callable[[], int]], bool] | None = None) -> int:
     """A detached, read-only EROFS mount of an index file (verified by the caller). name: for messages.
 
     Straight from the file where kernel (6.12) and file system allow it, else through a loop device that frees itself.
+    Some kernels (6.12.63 is one) count the file's own file system as a level of stacking, and then a container cannot
+    have an overlay of its own: there the loop device is taken too. nests: whether this kernel is not one of them.
     """
-    try:
+
+    def straight() -> int:
         return _erofs(f"/proc/self/fd/{file}", name)
+
+    try:
+        tree = straight()
+        try:
+            if (nests or _nests)(tree, straight):
+                kept, tree = tree, -1
+                return kept
+        finally:
+            if tree >= 0:
+                os.close(tree)
     except MountError as error:
-        cause = error.__cause__
-        if not isinstance(cause, OSError) or cause.errno != errno.ENOTBLK:
+        if _cause(error) != errno.ENOTBLK:
             raise
     path, device = _loop(file, name)
     try:
         return _erofs(path, name)
     finally:
         os.close(device)  # the mount keeps the device; autoclear frees it with the mount
+
+
+def _cause(error: MountError) -> int | None:
+    """The errno that a mount call was refused with."""
+    return error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+
+
+def _nests(tree: int, fresh: Callable[[], int]) -> bool:
+    """Whether an overlay on an overlay on a mount is possible: a container's own on ours. The limit is two levels."""
+    with ExitStack() as stack:
+        try:
+            return two_levels(stack, tree, memory("stacking"), detached_path)
+        except MountError as error:
+            if _cause(error) != errno.EINVAL:
+                raise
+        tree = fresh()
+        stack.callback(os.close, tree)
+        return in_private_namespace(lambda place: two_levels(stack, tree, memory("stacking"), place))
+
+
+def two_levels(stack: ExitStack, tree: int, empty: int, place: Place) -> bool:
+    """Takes empty. Raises MountError if not even one level is possible."""
+    stack.callback(os.close, empty)
+    lower, other = place(tree), place(empty)
+    one = _create_overlay("stacking", [("lowerdir", f"{lower}:{other}"), ("ro", None)], ATTR_RDONLY)
+    stack.callback(os.close, one)
+    try:
+        two = _create_overlay("stacking", [("lowerdir", f"{place(one)}:{other}"), ("ro", None)], ATTR_RDONLY)
+    except MountError:
+        return False
+    stack.callback(os.close, two)
+    return True
 
 
 def is_erofs(fd: int) -> bool:
@@ -95,25 +153,106 @@ def _erofs(source: str, name: str) -> int:
         return cext.fsmount(context, _FSMOUNT_CLOEXEC, ATTR_RDONLY | ATTR_NODEV)
 
 
-def overlay(
-    metadata: int, objects: int, *, name: str, upper: int | None = None, work: int | None = None, attributes: int
-) -> int:
-    """A detached overlay of an EROFS mount over the data-only objects, read-only without an upper directory."""
+def overlay(lowers: Lowers, *, name: str, scratch: int | None = None, attributes: int, detached: bool = True) -> int:
+    """A detached overlay of an EROFS mount over the data-only objects. All descriptors are borrowed.
+
+    scratch: a directory, or a detached mount, with `upper` and `work` in it; without it the overlay is read-only.
+    detached: tried first, cheaper; False is what an old kernel makes of it.
+    """
+    if scratch is None:
+        attributes |= ATTR_RDONLY
+    if detached:
+        try:
+            upper = None if scratch is None else detached_path(scratch)
+            options = _options(detached_path(lowers.metadata), detached_path(lowers.objects), upper)
+            return _create_overlay(f"{name}: overlay", options, attributes)
+        except MountError as error:
+            if _cause(error) != errno.EINVAL or lowers.fresh is None:
+                raise
+    assert lowers.fresh is not None
+    fresh = lowers.fresh()
+
+    def attached(place: Place) -> int:
+        with ExitStack() as stack:
+            upper = None if scratch is None else _attached(scratch, place, stack)
+            return _create_overlay(f"{name}: overlay", _options(place(fresh[0]), place(fresh[1]), upper), attributes)
+
+    try:
+        return in_private_namespace(attached)
+    finally:
+        for fd in fresh:
+            os.close(fd)  # the overlay has copies of its own
+
+
+def _options(metadata: str, objects: str, scratch: str | None) -> list[tuple[str, str | None]]:
     options: list[tuple[str, str | None]] = [
-        ("source", SOURCE),
-        ("lowerdir", f"/proc/self/fd/{metadata}::/proc/self/fd/{objects}"),
+        ("lowerdir", f"{metadata}::{objects}"),
         ("metacopy", "on"),
         ("redirect_dir", "on"),
         ("xino", "off"),
     ]
-    if upper is None:
-        options += [("ro", None)]
-        attributes |= ATTR_RDONLY
-    else:
-        options += [("index", "on"), ("upperdir", f"/proc/self/fd/{upper}"), ("workdir", f"/proc/self/fd/{work}")]
+    if scratch is None:
+        return [*options, ("ro", None)]
+    return [*options, ("index", "on"), ("upperdir", f"{scratch}/upper"), ("workdir", f"{scratch}/work")]
+
+
+def _create_overlay(what: str, options: Sequence[tuple[str, str | None]], attributes: int) -> int:
     with _filesystem("overlay") as context:
-        _create(context, f"{name}: overlay", options)
+        _create(context, what, [("source", SOURCE), *options])
         return cext.fsmount(context, _FSMOUNT_CLOEXEC, attributes)
+
+
+Place = Callable[[int], str]
+"""Gives a detached mount a path, for as long as whatever made the Place lasts."""
+
+
+def detached_path(tree: int) -> str:
+    return f"/proc/self/fd/{tree}"
+
+
+def _attached(directory: int, place: Place, stack: ExitStack) -> str:
+    try:
+        return place(directory)
+    except OSError:  # a directory of the host, which a private namespace has too
+        fd = os.open(os.readlink(f"/proc/self/fd/{directory}"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, fd)
+        return detached_path(fd)
+
+
+def in_private_namespace(work: Callable[[Place], T]) -> T:
+    """Runs work in a thread whose mount namespace is its own, and ends with it. The Place attaches a mount there."""
+    import threading  # old kernels and builds alone pay for it
+
+    made: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            cext.unshare(_CLONE_NEWNS)  # of this thread alone
+            cext.mount(None, "/", None, _MS_REC | _MS_SLAVE, None)
+            with ExitStack() as stack:
+                base = memory("namespace")
+                stack.callback(os.close, base)
+                cext.move_mount(base, "", -100, _COVERED, _MOVE_FROM_FD)
+
+                numbers = iter(range(1000))
+
+                def place(tree: int) -> str:
+                    path = f"{_COVERED}/{next(numbers)}"
+                    os.mkdir(path)
+                    cext.move_mount(tree, "", -100, path, _MOVE_FROM_FD)
+                    return path
+
+                made.append(work(place))
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return made[0]
 
 
 def memory(name: str) -> int:
@@ -151,35 +290,25 @@ def _tmpfs(options: Sequence[tuple[str, str | None]], name: str) -> int:
         return cext.fsmount(context, _FSMOUNT_CLOEXEC, ATTR_NODEV | ATTR_NOSUID | ATTR_NOEXEC)
 
 
-def copies(tree: int, directory: str, count: int) -> list[int]:
+def copies(tree: int, count: int) -> list[int]:
     """Detached mounts of what the detached mount tree shows; its descriptor stays good for paths, not for attaching.
 
-    A mount is attached once, and it cannot be cloned where it is attached to nothing (before 6.15). So it is attached
-    to directory in a mount namespace that lasts as long as a thread.
+    A mount is attached once, and it cannot be cloned where it is attached to nothing (before 6.15).
     """
-    import threading  # builds alone pay for it
 
-    made: list[int] = []
-    failure: list[BaseException] = []
-
-    def work() -> None:
+    def clone(place: Place) -> list[int]:
+        path = place(tree)
+        made: list[int] = []
         try:
-            cext.unshare(_CLONE_NEWNS)  # of this thread alone
-            cext.mount(None, "/", None, _MS_REC | _MS_SLAVE, None)
-            cext.move_mount(tree, "", -100, directory, _MOVE_FROM_FD)
             for _ in range(count):
-                made.append(cext.open_tree(-100, directory, _OPEN_TREE_CLONE | os.O_CLOEXEC))
-        except BaseException as error:
-            failure.append(error)
+                made.append(cext.open_tree(-100, path, _OPEN_TREE_CLONE | os.O_CLOEXEC))
+        except BaseException:
+            for fd in made:
+                os.close(fd)
+            raise
+        return made
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    if failure:
-        for fd in made:
-            os.close(fd)
-        raise failure[0]
-    return made
+    return in_private_namespace(clone)
 
 
 def attach(tree: int, target: int) -> None:
@@ -412,12 +541,12 @@ def check_objects(objects: int) -> None:
         raise CorruptError(f"object mount: {os.strerror(error.errno or 0).lower()}") from error
 
 
-def mount_image(metadata: int, objects: int, target: int, *, name: str) -> None:
+def mount_image(lowers: Lowers, target: int, *, name: str) -> None:
     """Mounts an image, its EROFS mount over the object mount, read-only on an open directory. All are borrowed.
 
     nosuid and nodev: the tree is reachable by every user of the host.
     """
     with ExitStack() as stack:
-        tree = overlay(metadata, objects, name=name, attributes=ATTR_NOSUID | ATTR_NODEV)
+        tree = overlay(lowers, name=name, attributes=ATTR_NOSUID | ATTR_NODEV)
         stack.callback(os.close, tree)
         attach(tree, target)

@@ -20,6 +20,7 @@ Messages are one JSON object in one packet, with descriptors. Of a client:
     touches  descriptor to write to: what was read, of a server that profiles
     keep     image, device ("major:minor" of a mount that uses it): the image stays until that mount is gone
     detach   image
+    connection  the answer has a descriptor of the FUSE connection, for one more mount
     statistics
 
 An image that is not kept ends with its client's connection. When there is no image and no client the process ends, and
@@ -87,7 +88,7 @@ def make_object_mount(threads: int, *, profile: bool = False) -> ObjectMount:
     fds: list[int] = []
     try:
         fds.append(_open_fuse())
-        tree = _mount_fuse(fds[0])
+        tree = mount_fuse(fds[0])
         fds.append(tree)
         clones = []
         for _ in range(threads - 1):
@@ -114,7 +115,8 @@ def _open_fuse() -> int:
         ) from error
 
 
-def _mount_fuse(fuse: int) -> int:
+def mount_fuse(fuse: int) -> int:
+    """A detached mount of a FUSE connection: its first, or one more of the same file system."""
     options = [
         ("source", "onesec"),
         ("subtype", "onesec"),
@@ -317,6 +319,9 @@ class _Client:
     attach: _Attach | None = None
 
 
+_CALLS = ("attach", "packs", "share", "boot", "pin", "touches", "connection", "keep", "detach", "statistics")
+
+
 class _Refused(Exception):
     """What a client asked for cannot be had; it is told why and may go on."""
 
@@ -436,7 +441,7 @@ class Server:
             if answer is not None and "image" in answer:
                 shared = self._kept.get(self._images[answer["image"]].metadata)
                 given = [self._tree] if shared is None else [self._tree, *shared.fds]
-            elif answer is not None and "pinned" in answer:
+            elif answer is not None and ("pinned" in answer or "connection" in answer):
                 given = [self._fuse]
         except Exception as error:  # whatever a message does, it ends at most its own connection
             answer = {"error": str(error) or type(error).__name__}
@@ -481,6 +486,8 @@ class Server:
             return self._packs(client, words, fds)
         if what == "share":
             return self._share(client, int(words["image"]), fds)
+        if what == "connection":
+            return {"connection": True}
         if what == "boot":
             return self._boot(client, int(words["image"]), str(words["pack"]))
         if what == "pin":
@@ -501,7 +508,9 @@ class Server:
         if what == "statistics":
             images = [{"image": number, "label": image.label} for number, image in self._images.items()]
             return {"statistics": self._server.statistics(), "images": images, "process": os.getpid()}
-        raise _Refused(f"got {what!r}, want attach, packs, share, boot, pin, touches, keep, detach or statistics")
+        raise _Refused(
+            f"got {what!r}, want attach, packs, share, boot, pin, touches, connection, keep, detach or statistics"
+        )
 
     def _packs(self, client: _Client, words: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
         attach = client.attach

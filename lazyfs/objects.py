@@ -97,6 +97,30 @@ class Attachment:
             _ask(self._sock, {"op": "share", "image": self.number}, [self._metadata])
         return self._metadata
 
+    def lowers(self, file: int, *, name: str) -> mount.Lowers:
+        """The mounts that the image is made of, borrowed."""
+
+        def fresh() -> tuple[int, int]:
+            metadata = mount.erofs(file, name=name)
+            try:
+                return metadata, self._mount_again()
+            except BaseException:
+                os.close(metadata)
+                raise
+
+        return mount.Lowers(self.metadata(file, name=name), self.objects, fresh)
+
+    def _mount_again(self) -> int:
+        """Another mount of the same object file system, owned by the caller."""
+        from lazyfs.object_process import mount_fuse  # old kernels alone pay for it
+
+        _, fds = _ask(self._sock, {"op": "connection"})
+        try:
+            return mount_fuse(fds[0])
+        finally:
+            for fd in fds:
+                os.close(fd)
+
     def keep(self, target: str) -> None:
         """Hands the image and its lease to the server for as long as what is mounted on target stays mounted."""
         found = os.stat(target).st_dev

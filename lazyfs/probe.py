@@ -89,17 +89,14 @@ def _opens(kind: str) -> bool:
 def _data_only() -> bool:
     with ExitStack() as stack:
 
-        def opened(fd: int) -> int:
-            stack.callback(os.close, fd)
-            return fd
+        def fresh() -> tuple[int, int]:
+            return mount.memory("probe"), mount.memory("probe")
 
-        scratch = opened(mount.memory("probe"))
-        lowers = []
-        for name in ("metadata", "objects"):
-            os.mkdir(name, dir_fd=scratch)
-            lowers.append(opened(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=scratch)))
+        lowers = fresh()
+        for fd in lowers:
+            stack.callback(os.close, fd)
         try:
-            opened(mount.overlay(lowers[0], lowers[1], name="probe", attributes=0))
+            stack.callback(os.close, mount.overlay(mount.Lowers(*lowers, fresh), name="probe", attributes=0))
         except MountError:
             return False
         return True

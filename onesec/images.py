@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from cache.settings import StoreSettings
 from cext.record import Record
+from lazyfs.mount import Lowers
 from lazyfs.objects import Attachment, attach
 from lazyfs.prefill import BootPackFile, Prefill, start
 from onesec.config import Config
@@ -20,10 +21,7 @@ from registry.reference import Reference
 
 
 class ServedImage(Record):
-    """An image whose objects are answered for.
-
-    objects: descriptor of the domain's object mount, borrowed from the attachment.
-    """
+    """An image whose objects are answered for."""
 
     image: OpenedImage
     attachment: Attachment
@@ -31,12 +29,13 @@ class ServedImage(Record):
 
     @property
     def objects(self) -> int:
+        """The root of the domain's object mount, borrowed from the attachment."""
         return self.attachment.objects
 
     @property
-    def metadata(self) -> int:
-        """The EROFS mount of the image, borrowed."""
-        return self.attachment.metadata(self.image.erofs, name=self.image.name)
+    def lowers(self) -> Lowers:
+        """The image's mounts, borrowed from the attachment."""
+        return self.attachment.lowers(self.image.erofs, name=self.image.name)
 
     def keep(self, target: str) -> None:
         """A mount outlives this process: the server goes on with the image until what is mounted on target is gone."""

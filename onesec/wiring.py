@@ -61,8 +61,7 @@ class LazySandbox:
             open_resolved(self.layout, resolved, lease) as image,
             serve(image, self.config) as served,
             container.changes(
-                served.metadata,
-                served.objects,
+                served.lowers,
                 image_config(image.config),
                 [options(command) for command in commands],
                 self._settings(),

@@ -64,7 +64,7 @@ def _kernel(reference: str, config: Config, real: str, target: int) -> OpenedIma
 
     probe().require()
     with served_image(reference, config) as served:
-        mount_image(served.metadata, served.objects, target, name=served.image.name)
+        mount_image(served.lowers, target, name=served.image.name)
         served.keep(real)
         return served.image
 

@@ -40,8 +40,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
         image = served.image
         try:
             return container.run(
-                served.metadata,
-                served.objects,
+                served.lowers,
                 image_config(image.config),
                 options,
                 settings(config),

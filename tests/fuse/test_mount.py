@@ -146,7 +146,10 @@ def test_a_file_on_tmpfs_is_mounted_through_a_loop_device_that_frees_itself(imag
 def test_each_step_of_a_mount_can_fail_and_leaves_nothing(
     image: PlainImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails the 1st, 2nd, … of the mount system calls until a mount succeeds. The leak check does the rest."""
+    """Fails the 1st, 2nd, … of the mount system calls until there is none to fail. The leak check does the rest.
+
+    A failure in the question whether overlays nest costs a loop device, no more.
+    """
     (tmp_path / "m").mkdir()
     calls = ("fsopen", "fsconfig", "fsmount", "move_mount")
     real = {name: getattr(cext, name) for name in calls}
@@ -174,8 +177,9 @@ def test_each_step_of_a_mount_can_fail_and_leaves_nothing(
         except (MountError, OSError):
             assert [row for row in mount.mount_table() if row.target == str(tmp_path / "m")] == []
             continue
-        break
-    mount.unmount(str(tmp_path / "m"))
+        mount.unmount(str(tmp_path / "m"))
+        if left > 0:
+            break
     assert tried > 10
 
 

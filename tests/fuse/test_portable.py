@@ -246,7 +246,7 @@ def test_both_ways_to_mount_show_the_same_tree(kinds: Built, tmp_path: Path) -> 
         attach(image, run_dir=tmp_path / "run", root=kinds.layout.root) as attachment,
         target_directory(str(direct)) as (_, place),
     ):
-        mount_image(attachment.metadata(image.erofs, name="test"), attachment.objects, place, name="test:image")
+        mount_image(attachment.lowers(image.erofs, name="test"), place, name="test:image")
         try:
             assert_same_tree(target, direct)
         finally:

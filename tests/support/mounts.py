@@ -11,6 +11,6 @@ def mount_file(file: int, objects: int, target: int, *, name: str) -> None:
     """mount.mount_image of an fs.erofs that nobody has mounted yet."""
     metadata = mount.erofs(file, name=name)
     try:
-        mount.mount_image(metadata, objects, target, name=name)
+        mount.mount_image(mount.Lowers(metadata, objects), target, name=name)
     finally:
         os.close(metadata)

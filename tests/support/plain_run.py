@@ -29,8 +29,9 @@ def main() -> int:
         file = os.open(words["image"]["metadata"], os.O_RDONLY | os.O_CLOEXEC)
         metadata = mount.erofs(file, name="plain")
         objects = os.open(words["image"]["objects"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        lowers = mount.Lowers(metadata, objects)
         settings = container.Settings(**words["settings"])
-        return container.run(metadata, objects, image_config(words["config"]), options, settings, name="plain")
+        return container.run(lowers, image_config(words["config"]), options, settings, name="plain")
     except OnesecError as error:
         complain(str(error), error.hint)
         return error.status if isinstance(error, ContainerError) else command.EXIT_FAILED
