@@ -43,8 +43,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
             status, pages = profile.profile(
                 attachment,
                 lambda: container.run(
-                    attachment.metadata(image.erofs, name=image.name),
-                    attachment.objects,
+                    attachment.lowers(image.erofs, name=image.name),
                     image_config(image.config),
                     options,
                     run_command.settings(config),
