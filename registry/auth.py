@@ -110,11 +110,12 @@ class _Token:
 
 
 class Authenticator:
-    """One registry's side of the conversation, for one login. Not thread safe; any number of requests may share it as
-    long as only one of them carries out an `Ask` at a time.
+    """One registry's side of the conversation, for one login. host: its name in messages. Not thread safe; any number
+    of requests may share it as long as only one of them carries out an `Ask` at a time.
     """
 
-    def __init__(self, registry: Origin, hosts: Hosts, credential: Credential | None) -> None:
+    def __init__(self, host: str, registry: Origin, hosts: Hosts, credential: Credential | None) -> None:
+        self._host = host
         self._registry = registry
         self._hosts = hosts
         self._credential = credential
@@ -143,7 +144,7 @@ class Authenticator:
         """An answer to a request of ours was 401. values: of its WWW-Authenticate lines. Raises DeniedError when there
         is nothing left to try.
         """
-        who = self._registry.netloc
+        who = self._host
         challenges = parse_challenges(values, who)
         bearer = next((one for one in challenges if one.scheme == "bearer"), None)
         if sent.authorization is not None:
@@ -169,7 +170,7 @@ class Authenticator:
 
     def answered(self, ask: Ask, status: int, body: bytes) -> None:
         """The realm's answer to ask. body: at most ANSWER_MAX bytes and one. Raises DeniedError or BadAnswerError."""
-        who = self._registry.netloc
+        who = self._host
         if status in (400, 401, 403):
             if self._credential is None:
                 raise DeniedError(who, "wants a login", hint=_login_hint(who))
@@ -181,12 +182,12 @@ class Authenticator:
     # ------------------------------------------------------------------
 
     def _learn(self, challenge: Challenge) -> None:
-        who = self._registry.netloc
+        who = self._host
         realm = challenge.parameters.get("realm", "")
         service = challenge.parameters.get("service", "")
         if not _SERVICE.fullmatch(service):
             raise BadAnswerError(who, "service of its challenge: want at most 1000 printable characters")
-        check_realm(self._registry, realm, self._hosts, secret=self._credential is not None)
+        check_realm(self._registry, realm, self._hosts, who=who, secret=self._credential is not None)
         self._scheme = _Bearer(realm, service)
 
     def _widen(self, challenge: Challenge, scope: Scope) -> bool:
@@ -235,7 +236,7 @@ class Authenticator:
         return "Basic " + base64.b64encode(pair.encode()).decode()
 
     def _denied(self, scope: Scope) -> DeniedError:
-        who = self._registry.netloc
+        who = self._host
         if self._credential is None:
             return DeniedError(who, f"wants a login for {scope.repository}", hint=_login_hint(who))
         if self._scheme == "basic":

@@ -68,7 +68,10 @@ def _port(scheme: str) -> int:
 
 
 def settings_for(hosts: Hosts, netloc: str) -> HostSettings:
-    return hosts.get(netloc, _DEFAULT)
+    found = hosts.get(netloc)
+    if found is None and netloc == _DOCKER_API:
+        found = hosts.get(DOCKER_IO)
+    return found or _DEFAULT
 
 
 def api_url(host: str, hosts: Hosts) -> str:
@@ -110,30 +113,29 @@ def redirected(url: str, location: str, hosts: Hosts, who: str) -> str:
     return target
 
 
-def check_realm(registry: Origin, realm: str, hosts: Hosts, *, secret: bool) -> str:
-    """realm, if it may be asked for a token on the registry's behalf; secret: and be told its password.
+def check_realm(registry: Origin, realm: str, hosts: Hosts, *, who: str, secret: bool) -> str:
+    """realm, if it may be asked for a token on the registry's behalf; secret: and be told its password. who: the
+    registry as the user knows it.
 
-    Its own origin may. Any other has to be https and a public name, or be configured; the password goes only to the
-    registry's own site, or to a host listed in its `realms`.
+    Its own origin may. Any other has to be https and a public name, or be configured, as whatever; but the password
+    goes only to the registry's own site, or to a host that is listed in its `realms`.
     """
-    who = registry.netloc
     parts = split_url(realm, who)
     origin = origin_of(realm, who)
     if parts.fragment:
         raise BadAnswerError(who, f"realm {realm[:100]!r}: has a fragment")
     if origin == registry:
         return realm
-    settings = settings_for(hosts, who)
-    configured = origin.netloc in hosts or origin.netloc in settings.realms
+    named = origin.netloc in settings_for(hosts, registry.netloc).realms
     if origin.scheme != "https" and not settings_for(hosts, origin.netloc).plain_http:
         raise BadAnswerError(who, f"wants the login at {origin}: got http, want https")
-    if not configured and not is_public(origin.host):
+    if not (named or origin.netloc in hosts or is_public(origin.host)):
         raise BadAnswerError(
             who,
             f"wants the login at {origin}: not a public name",
             hint=f'if that is right, add it to realms under [registry."{who}"] in onesec.toml',
         )
-    if secret and not configured and site_of(origin.host) != site_of(registry.host):
+    if secret and not named and site_of(origin.host) != site_of(registry.host):
         raise BadAnswerError(
             who,
             f"wants the password sent to {origin.netloc}, which is another site",

@@ -1,7 +1,7 @@
 """Requests to one registry on behalf of one repository: login, redirects and retries around a transport.
 
 The one place where a secret meets a URL: `_attempt` adds the login only where the URL's origin is the registry's own,
-and it looks anew after every redirect.
+and it looks anew after every redirect; who has left that origin once gets no login any more.
 """
 
 from __future__ import annotations
@@ -128,8 +128,10 @@ class Session:
     async def _attempt(self, request: Request, scope: Scope, stack: AsyncExitStack) -> Answer:
         """One answer that is neither a 401 that we can do something about nor a redirect that we follow."""
         hops = 0
+        own = True
         while True:
-            own = origin_of(request.url, self.host) == self._origin
+            # Who was sent away and comes back has been given the address by a stranger.
+            own = own and origin_of(request.url, self.host) == self._origin
             sent = await self._authorize(scope) if own else Send(None)
             headers = dict(request.headers)
             if sent.authorization is not None:
@@ -159,7 +161,7 @@ class Session:
         async with self._lock:
             if self._authenticator is None:
                 login = await trio.to_thread.run_sync(self._world.login, self.host, self._repository)
-                self._authenticator = Authenticator(self._origin, self._world.hosts, login)
+                self._authenticator = Authenticator(self.host, self._origin, self._world.hosts, login)
             for _ in range(_ASKS_MAX + 1):
                 step = self._authenticator.step(scope, self._world.clock())
                 if isinstance(step, Send):

@@ -22,7 +22,7 @@ from registry.errors import BadAnswerError, RegistryError, UnreachableError
 from registry.origin import Hosts, origin_of, settings_for
 
 CONNECT_SECONDS = 10.0
-SILENCE_SECONDS = 30.0  # between two reads or writes; a registry that hashes an upload is silent for its length
+SILENCE_SECONDS = 60.0  # between two reads or writes; a registry that commits an upload is silent for its length
 _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 
 

@@ -30,7 +30,7 @@ BEARER = 'Bearer realm="https://auth.example.com/token",service="svc",scope="rep
 
 
 def machine(credential: Credential | None = LOGIN) -> Authenticator:
-    return Authenticator(REGISTRY, {}, credential)
+    return Authenticator("registry.example.com", REGISTRY, {}, credential)
 
 
 def learn(one: Authenticator, scope: Scope = PULL, *, challenge: str = BEARER, now: float = 0.0) -> Ask:
@@ -369,11 +369,13 @@ def test_a_realm_that_the_user_configured_is_trusted() -> None:
         "localhost:5001": HostSettings(plain_http=True),
     }
     for realm in ("http://localhost:5001/token", "https://auth.elsewhere.org/token", "http://localhost:5000/token"):
-        one = Authenticator(Origin("http", "localhost", 5000), hosts, LOGIN)
+        one = Authenticator("localhost:5000", Origin("http", "localhost", 5000), hosts, LOGIN)
         assert learn(one, challenge=f'Bearer realm="{realm}"').url.startswith(realm)
 
 
 def test_a_plain_registry_may_not_send_the_password_over_another_plain_host() -> None:
-    one = Authenticator(Origin("http", "localhost", 5000), {"localhost:5000": HostSettings(plain_http=True)}, LOGIN)
+    one = Authenticator(
+        "localhost:5000", Origin("http", "localhost", 5000), {"localhost:5000": HostSettings(plain_http=True)}, LOGIN
+    )
     with pytest.raises(BadAnswerError, match="got http, want https"):
         one.challenged(PULL, Send(None), ['Bearer realm="http://localhost:5001/token"'])
