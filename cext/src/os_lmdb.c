@@ -9,10 +9,12 @@
  *
  * A child after fork must not even close its parent's environment: that would free the parent's reader slots. It leaks
  * the mapping and leaves the list to its parent (pid tells whose an entry is). */
+#define _GNU_SOURCE
 #include "os_lmdb.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -20,12 +22,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "os_lmdb_check.h"
 #include "os_lmdb_guard.h"
 
-enum { READERS_MAX = 512, ATTEMPTS = 100 };
+enum { READERS_MAX = 512, ATTEMPTS = 100, LOCK_SIZE = READERS_MAX * 64 + 4096 };
 #define MAP_DEFAULT ((size_t)64 << 20)
 #define KIND_KEY "onesec kind"
 
@@ -192,10 +195,18 @@ os_code os_lmdb_read(os_lmdb *map, int (*look)(void *context, MDB_txn *transacti
     return code == 0 ? OS_OK : fail(failure, code, map->kind->name);
 }
 
+/* LMDB calls a write that was cut short EIO, and so says nothing of a full disk. */
+static int honest(int code, int fd) {
+    struct statvfs about;
+    return code == EIO && fstatvfs(fd, &about) == 0 && about.f_bavail == 0 ? ENOSPC : code;
+}
+
 static int write_growing(os_lmdb *map, int (*change)(void *context, MDB_txn *transaction), void *context) {
     for (;;) {
         size_t size = map_size(map);
-        int code = transact(map, 0, change, context);
+        int fd, code = transact(map, 0, change, context);
+        if (code == EIO && mdb_env_get_fd(map->environment, &fd) == 0)
+            code = honest(code, fd);
         if (code != MDB_MAP_FULL || size >= OS_LMDB_MAP_MAX)
             return code;
         code = map_size(map) > size ? 0 : resize(map, size * 2);
@@ -330,6 +341,20 @@ static void discard(os_lmdb *map) {
     free(map);
 }
 
+/* LMDB writes to lock.mdb through a mapping, and where the disk is full that is a SIGBUS: the room comes first. Its
+ * size stays: others that have it open go by it. An errno. */
+static int reserve_lock(const char *path) {
+    char file[PATH_MAX];
+    if (snprintf(file, sizeof file, "%s/lock.mdb", path) >= (int)sizeof file)
+        return ENAMETOOLONG;
+    int fd = open(file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return errno;
+    int code = fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, LOCK_SIZE) == 0 ? 0 : errno;
+    close(fd); /* gives up this process's locks on it, and it has none: open_new is the first */
+    return code == ENOSPC || code == EDQUOT ? code : 0;
+}
+
 /* An LMDB environment on path whose file fd is checked; registry is held. */
 static os_code open_new(const char *path, const os_lmdb_kind *kind, size_t size, int fd, os_lmdb **out,
                         os_failure *failure) {
@@ -350,7 +375,9 @@ static os_code open_new(const char *path, const os_lmdb_kind *kind, size_t size,
     if (code == 0)
         code = mdb_env_set_maxreaders(map->environment, READERS_MAX);
     if (code == 0)
-        code = mdb_env_open(map->environment, path, MDB_NOTLS | MDB_NORDAHEAD, 0600);
+        code = reserve_lock(path);
+    if (code == 0)
+        code = honest(mdb_env_open(map->environment, path, MDB_NOTLS | MDB_NORDAHEAD, 0600), fd);
     os_code done = code == 0 ? prepare(map, failure) : fail(failure, code, kind->name);
     if (done != OS_OK) {
         discard(map);
