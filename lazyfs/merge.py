@@ -10,13 +10,17 @@ A layer is laid in three steps, so that the order of its names does not matter:
 3. its links, to what is there now.
 
 Whiteouts and opaque marks hide what lower layers have, never what the same layer brought.
+
+Names of different layers are one inode only if a link made them so. A link group's number is a hash of its first path
+and its entry, so two layers may well have the same one; then `_Renumbering` tells them apart at the end.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import cext
 from cext.errors import CorruptError, LimitError
 from lazyfs.index.layer import group_number, resolve
 from lazyfs.index.model import DEPTH_MAX, INODES_MAX, Entry, Flags, Kind, check_path
@@ -39,6 +43,8 @@ _DIRECTORY, _SYMLINK, _WHITEOUT, _LINK = (
     int(kind) for kind in (Kind.DIRECTORY, Kind.SYMLINK, Kind.WHITEOUT, Kind.LINK)
 )
 _IMPLICIT, _OPAQUE = int(Flags.IMPLICIT), int(Flags.OPAQUE)
+_ORIGIN_BITS = 32  # an origin is a layer, or one of the inodes that links of a layer made groups of
+_GROUP_CONTEXT = "onesec 2026 link group v1"
 
 
 def merge(layers: Sequence[bytes]) -> bytes:
@@ -57,17 +63,19 @@ class _Node:
     """A name in the tree so far.
 
     raw: the encoded entry, of a directory without its digest. layer: the one that brought or described it. children:
-    of an opened directory. digest: of a directory's record while it is not opened. A link that waits for step 3 has its
+    of an opened directory. digest: of a directory's record while it is not opened; what is in it came with `layer`.
+    origin: of what is no directory; names with the same link group and the same origin are one inode. A link that waits for step 3 has its
     target as raw.
     """
 
-    __slots__ = ("children", "digest", "kind", "layer", "raw")
+    __slots__ = ("children", "digest", "kind", "layer", "origin", "raw")
 
     def __init__(self, kind: int, raw: bytes, layer: int, digest: bytes | None = None) -> None:
         self.kind = kind
         self.raw = raw
         self.layer = layer
         self.digest = digest
+        self.origin = layer << _ORIGIN_BITS
         self.children: dict[bytes, _Node] | None = {} if kind == _DIRECTORY and digest is None else None
 
 
@@ -119,7 +127,7 @@ class _Merger:
         return resolve(parts, self.root, self.child, _symlink)
 
     def encode(self) -> bytes:
-        output = _Output(self._sources)
+        output = _Output(self._sources, self._renumbered())
         # open directories: node, names still to come (last first), what is encoded of it
         stack: list[tuple[_Node, list[bytes], list[bytes]]] = [(self.root, sorted(self.open(self.root))[::-1], [])]
         while True:
@@ -128,10 +136,9 @@ class _Merger:
             if waiting:
                 child = node.children[waiting.pop()]
                 if child.kind != _DIRECTORY:
-                    done.append(child.raw)
+                    done.append(output.entry(child))
                 elif child.digest is not None:
-                    output.carried(child.digest, len(stack))
-                    done.append(child.raw + child.digest)
+                    done.append(child.raw + output.carried(child, child.digest, len(stack)))
                 else:
                     assert child.children is not None
                     stack.append((child, sorted(child.children)[::-1], []))
@@ -142,24 +149,94 @@ class _Merger:
                 return encode_layer(node.raw + digest, output.records)
             stack[-1][2].append(node.raw + digest)
 
+    def _renumbered(self) -> dict[int, dict[int, int]]:
+        """New numbers by origin and number, where one number stands for inodes of several origins: the first origin
+        keeps it.
+        """
+        origins: dict[int, set[int]] = {}
+        seen: dict[int, set[bytes]] = {}  # by origin
+        stack = [self.root]
+        while stack:
+            node = stack.pop()
+            if node.kind != _DIRECTORY:
+                if number := _group_of(node.raw):
+                    origins.setdefault(number, set()).add(node.origin)
+            elif node.children is not None:
+                stack.extend(node.children.values())
+            elif node.digest is not None:
+                origin = node.layer << _ORIGIN_BITS
+                for number in self._carried_groups(node.digest, seen.setdefault(origin, set())):
+                    origins.setdefault(number, set()).add(origin)
+        renumbered: dict[int, dict[int, int]] = {}
+        for number, several in origins.items():
+            for place, origin in enumerate(sorted(several)):
+                if place:
+                    renumbered.setdefault(origin, {})[number] = renumbered_group(number, place)
+        return renumbered
+
+    def _carried_groups(self, digest: bytes, seen: set[bytes]) -> Iterator[int]:
+        def grouped(one: bytes) -> list[bytes]:
+            source = self._sources[one]
+            return [child for child in source.children(one) if source.summaries[child].grouped]
+
+        if self._sources[digest].summaries[digest].grouped:
+            for one in post_order(digest, grouped, seen):
+                yield from (row.link_group for row in self._sources[one].rows(one) if row.link_group)
+
+
+def renumbered_group(number: int, place: int) -> int:
+    """The link group of inodes of another origin than the first that has this number."""
+    text = _GROUP.pack(number) + _PLACE.pack(place)
+    return int.from_bytes(cext.blake3(text, context=_GROUP_CONTEXT)[:8], "little") or 1
+
 
 class _Output:
-    """The records of the result, each once, in post-order."""
+    """The records of the result, each once, in post-order. renumbered: link groups, by origin."""
 
-    def __init__(self, sources: dict[bytes, Records]) -> None:
+    def __init__(self, sources: dict[bytes, Records], renumbered: Mapping[int, Mapping[int, int]]) -> None:
         self.records: list[bytes | memoryview] = []
         self._sources = sources
         self._seen: set[bytes] = set()
         self._inodes = 1
+        self._renumbered = renumbered
+        self._rewritten: dict[int, dict[bytes, bytes]] = {}  # by origin: digests with what stands for them
 
     def _children(self, digest: bytes) -> tuple[bytes, ...]:
         return self._sources[digest].children(digest)
 
-    def carried(self, digest: bytes, depth: int) -> None:
+    def entry(self, node: _Node) -> bytes:
+        numbers = self._renumbered.get(node.origin)
+        return _regrouped(node.raw, numbers) if numbers else node.raw
+
+    def carried(self, node: _Node, digest: bytes, depth: int) -> bytes:
+        """The digest of what becomes of a directory that was not opened."""
         summary = self._sources[digest].summaries[digest]
         self._count(summary.inodes, depth + summary.depth)
+        origin = node.layer << _ORIGIN_BITS
+        if summary.grouped and origin in self._renumbered:
+            return self._rewrite(digest, origin)
         for one in post_order(digest, self._children, self._seen):
             self.records.append(self._sources[one].record(one))
+        return digest
+
+    def _rewrite(self, digest: bytes, origin: int) -> bytes:
+        numbers, done = self._renumbered[origin], self._rewritten.setdefault(origin, {})
+        for one in post_order(digest, self._children, set(done)):
+            source = self._sources[one]
+            record: bytes | memoryview = source.record(one)
+            if source.summaries[one].grouped:
+                record = encode_record(
+                    [
+                        raw[:-DIGEST] + done[raw[-DIGEST:]] if row.kind == _DIRECTORY else _regrouped(raw, numbers)
+                        for row in source.rows(one)
+                        for raw in (source.data[row.start : row.end],)
+                    ]
+                )
+            done[one] = record_digest(record)
+            if done[one] not in self._seen:
+                self._seen.add(done[one])
+                self.records.append(record)
+        return done[digest]
 
     def made(self, entries: list[bytes], depth: int) -> bytes:
         self._count(len(entries), depth)
@@ -315,12 +392,18 @@ class _Laying:
             if self._merger.find(path.split(b"/")) is link:  # else step 2 put something in its way
                 place, target = self._target(path, link)
                 names.setdefault(target, (place, []))[1].append((path, siblings, name))
+        made = 0
         for target, (place, links) in names.items():
             entry = self._entry(place, target)
-            group = entry.link_group or group_number(min(place, *(path for path, _, _ in links)), entry)
-            target.raw = _renamed(target.raw, entry.name, group)
+            group = entry.link_group
+            if not group:
+                group = group_number(min(place, *(path for path, _, _ in links)), entry)
+                made += 1
+                target.origin = (self._number << _ORIGIN_BITS) + made
+                target.raw = _renamed(target.raw, entry.name, group)
             for _, siblings, name in links:
-                siblings[name] = _Node(target.kind, _renamed(target.raw, name, group), self._number)
+                node = siblings[name] = _Node(target.kind, _renamed(target.raw, name, group), self._number)
+                node.origin = target.origin
 
     def _target(self, path: bytes, link: _Node) -> tuple[bytes, _Node]:
         """Where a link leads, over other links of this layer, and what is there."""
@@ -363,7 +446,17 @@ def _unmarked(data: bytes, row: Row) -> bytes:
     return data[row.start : row.start + 1] + b"\0" + data[row.start + 2 : row.end - DIGEST]
 
 
-_NAME_LENGTH, _GROUP = struct.Struct("<H"), struct.Struct("<Q")
+_NAME_LENGTH, _GROUP, _PLACE = struct.Struct("<H"), struct.Struct("<Q"), struct.Struct("<I")
+
+
+def _group_of(raw: bytes) -> int:
+    number: int = _GROUP.unpack_from(raw, 32)[0]
+    return number
+
+
+def _regrouped(raw: bytes, numbers: Mapping[int, int]) -> bytes:
+    new = numbers.get(_group_of(raw))
+    return raw if new is None else raw[:32] + _GROUP.pack(new) + raw[40:]
 
 
 def _renamed(raw: bytes, name: bytes, group: int) -> bytes:

@@ -1,6 +1,8 @@
-"""python -m tests.support.full_disk DIRECTORY WHAT SPARE SMALL LARGE: imports the source SMALL into a root on a tmpfs,
-then LARGE with SPARE `blocks` (of 4096 bytes) or `inodes` left, then looks for damage and tries again with enough. All in
-a mount namespace of its own. Prints what came of it as JSON. Without SMALL (empty) the root is new.
+"""python -m tests.support.full_disk DIRECTORY WHAT SPARE SMALL LARGE: an import where there is no room for it.
+
+Imports the source SMALL into a root on a tmpfs, then LARGE with SPARE `blocks` (of 4096 bytes) or `inodes` left, then
+looks for damage and tries again with enough. All in a mount namespace of its own. Prints what came of it as JSON.
+Without SMALL (empty) the root is new.
 """
 
 from __future__ import annotations

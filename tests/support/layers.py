@@ -5,11 +5,13 @@ The model knows nothing of records: a tree is a dictionary of paths.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import replace
 
 from hypothesis import strategies as st
 
+from cext._reference import blake3
 from cext.errors import CorruptError
 from lazyfs.index.layer import LayerBuilder, decode_layer, group_number
 from lazyfs.index.model import PART, Entry, Flags, Kind
@@ -134,11 +136,14 @@ def follow(tree: Paths, path: bytes, hops: int = 40) -> bytes:
 
 
 class Model:
-    """tree: what is there. owner: the number of the layer that brought or described each path."""
+    """tree: what is there. owner: the number of the layer that brought or described each path. origin: the layer, and
+    which of the inodes that its links made groups of; names with one link group and one origin are one inode.
+    """
 
     def __init__(self) -> None:
         self.tree: Paths = {b"": DEFAULT}
         self.owner: dict[bytes, int] = {b"": 0}
+        self.origin: dict[bytes, tuple[int, int]] = {}
 
     def lay(self, index: bytes, number: int) -> None:
         self.layer = paths(index, merged=False)
@@ -193,6 +198,7 @@ class Model:
         }
         self.tree[path] = entry
         self.owner[path] = self.number
+        self.origin[path] = self.number, 0
 
     def hide(self, path: bytes) -> None:
         if path not in self.tree:
@@ -223,7 +229,7 @@ class Model:
 
     def finish_links(self) -> None:
         names: dict[bytes, list[bytes]] = {}
-        for path in self.links:
+        for path in sorted(self.links):
             place, seen = path, set()
             while place in self.links:
                 if place in seen:
@@ -234,15 +240,34 @@ class Model:
             if place not in self.tree or self.tree[place].kind is Kind.DIRECTORY:
                 raise CorruptError("nothing to link to")
             names.setdefault(place, []).append(path)
+        made = 0
         for place, links in names.items():
             entry = self.tree[place]
-            group = entry.link_group or group_number(min(place, *links), entry)
+            group = entry.link_group
+            if not group:
+                group = group_number(min(place, *links), entry)
+                made += 1
+                self.origin[place] = self.number, made
             for one in (place, *links):
+                self.origin[one] = self.origin[place]
                 self.tree[one] = replace(entry, name=one.rpartition(b"/")[2], link_group=group)
+
+    def finish(self) -> Paths:
+        """The tree, its inodes told apart."""
+        origins: dict[int, set[tuple[int, int]]] = {}
+        for path, entry in self.tree.items():
+            if entry.link_group:
+                origins.setdefault(entry.link_group, set()).add(self.origin[path])
+        for path, entry in self.tree.items():
+            if entry.link_group and (row := sorted(origins[entry.link_group]).index(self.origin[path])):
+                text = struct.pack("<QI", entry.link_group, row)
+                digest = blake3(text, context="onesec 2026 link group v1")
+                self.tree[path] = replace(entry, link_group=int.from_bytes(digest[:8], "little"))
+        return self.tree
 
 
 def model_merge(layers: Sequence[bytes]) -> Paths:
     model = Model()
     for number, index in enumerate(layers, 1):
         model.lay(index, number)
-    return model.tree
+    return model.finish()
