@@ -65,6 +65,7 @@ demo: setup ## build a torch image, start it from an empty page cache, say where
 	$(BIN)/python -m benchmarks.demo
 
 bench: setup ## measure against the peers: every scenario, JSON and a report in benchmarks/results (an hour, 40 GB)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m onesec bench --place $(PLACE) --results benchmarks/results
 
 bench-micro: setup ## measure the kernels: pytest-benchmark, JSON in benchmarks/results

@@ -14,9 +14,22 @@ from benchmarks.macro.scenarios import (
     patch_release,
     run_true,
     seqread,
+    servers,
 )
 
 SCENARIOS: dict[str, Scenario] = {
     module.SCENARIO.name: module.SCENARIO
-    for module in (kernels, import_torch, run_true, metadata, mount, seqread, build, memory, patch_release, index_size)
+    for module in (
+        kernels,
+        import_torch,
+        run_true,
+        metadata,
+        mount,
+        seqread,
+        servers,
+        build,
+        memory,
+        patch_release,
+        index_size,
+    )
 }

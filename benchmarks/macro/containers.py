@@ -28,6 +28,11 @@ def chroot(plain: Path, command: Sequence[str]) -> list[str]:
     return ["unshare", "--mount", "sh", "-ec", _IN_CHROOT, str(plain), *command]
 
 
+def bare(tree: Path, command: Sequence[str]) -> list[str]:
+    """By chroot and nothing else, which a read-only tree without /dev can have too."""
+    return ["env", "-i", PATH, "chroot", str(tree), *command]
+
+
 def crun(place: Place, name: str, plain: Path, command: Sequence[str]) -> list[str]:
     """`crun run` of a bundle whose root is the plain directory, with crun's own configuration, and without a cgroup as
     `onesec run` has it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,24 +148,11 @@ def _plot_row(name: str, one: Document, top: float, scale: float, unit: str, fac
     )
 
 
-_PEERS = (
-    "ext4",
-    "crun",
-    "native",
-    "tar",
-    "casync",
-    "desync",
-    "podman",
-    "stargz",
-    "SOCI",
-    "nydus",
-    "fuse-",
-    "pyfuse3",
-)
+_PEERS = "ext4|crun|native|tar [|]|casync|desync|podman|stargz|SOCI|nydus|fuse-python|pyfuse3|--version"
 
 
 def _is_reference(name: str) -> bool:
-    return name.startswith(_PEERS)
+    return re.search(_PEERS, name) is not None
 
 
 def _ticks(most: float) -> list[float]:

@@ -78,11 +78,11 @@ class Place:
         return done.stdout
 
     @contextmanager
-    def mounted(self, reference: str, *, root: Path | None = None) -> Iterator[Path]:
+    def mounted(self, reference: str, *, root: Path | None = None, mode: str = "kernel") -> Iterator[Path]:
         """The image's tree, mounted for the block."""
-        target = self.path(f"mounted-{reference}")
+        target = self.path(f"mounted-{reference}-{mode}")
         target.mkdir(parents=True, exist_ok=True)
-        self.call(self.onesec("mount", reference, target, root=root))
+        self.call(self.onesec("mount", "--mode", mode, reference, target, root=root))
         try:
             yield target
         finally:
