@@ -8,6 +8,7 @@ if "ONESEC_NATIVE" in os.environ:  # a build of _native with sanitizers, .ci/san
     __path__.insert(0, os.environ["ONESEC_NATIVE"])
 
 from cext._native import (
+    SLOTS_SIZE,
     BootPack,
     ChunkMap,
     ChunkMapStatistics,
@@ -43,6 +44,7 @@ from cext._native import (
 from cext.ingest import Ingest, IngestResult, PackFile, PackTable, parse_pack_table
 
 __all__ = [
+    "SLOTS_SIZE",
     "BootPack",
     "ChunkMap",
     "ChunkMapStatistics",

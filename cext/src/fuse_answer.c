@@ -188,6 +188,13 @@ static void log_failure(os_fuse_server *server, const os_image *image, const os_
                  (unsigned long long)place->offset, failure->message);
 }
 
+/* Puts the deadline before the cause, if one is known. */
+static void say_late(os_failure *failure) {
+    char cause[sizeof failure->message];
+    memcpy(cause, failure->message, sizeof cause);
+    os_fail(failure, OS_MISSING, "did not come before the deadline%s%.180s", cause[0] != '\0' ? ": " : "", cause);
+}
+
 /* One image's try. */
 static os_answer read_from(os_fuse_worker *self, os_image *image, os_node *node, uint32_t row, os_ask *ask,
                            size_t size) {
@@ -207,10 +214,15 @@ static os_answer read_from(os_fuse_worker *self, os_image *image, os_node *node,
         answer = os_image_read(image, row, starts, ask->offset, size, self->reply + sizeof(struct fuse_out_header),
                                &self->reader, &server->cache, server->options.env, &place, &failure);
     }
-    if (answer == OS_ANSWER_FAILED)
+    if (answer == OS_ANSWER_PENDING && ask->last)
+        say_late(&failure);
+    if (answer == OS_ANSWER_FAILED || (answer == OS_ANSWER_PENDING && ask->last))
         log_failure(server, image, node, ask, &place, &failure);
-    if (answer == OS_ANSWER_PENDING && place.pack != NULL)
+    if (answer == OS_ANSWER_PENDING && place.pack != NULL) {
         memcpy(ask->pack, place.pack, OS_ID_SIZE);
+        ask->start = place.offset;
+        ask->end = place.offset + place.size;
+    }
     return answer;
 }
 
@@ -285,6 +297,10 @@ void os_fuse_answer_read(os_fuse_worker *self, os_ask *ask) {
             if (server->options.profile && size > 0)
                 os_fuse_record(server, node, ask->offset, size);
             os_fuse_reply(server, ask->fd, ask->unique, 0, self->reply, size);
+            return;
+        }
+        if (answer == OS_ANSWER_PENDING && ask->last) {
+            os_fuse_expire(server, ask);
             return;
         }
         os_fuse_parked result = answer == OS_ANSWER_PENDING ? os_fuse_park(server, ask) : OS_FUSE_PARKED_NOT_REFUSED;

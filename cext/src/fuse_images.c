@@ -38,8 +38,8 @@ os_code os_fuse_server_add(os_fuse_server *server, void *mapping, size_t size, o
         if (expected)
             server->expected--;
         os_parking_wake_lookups(&server->parking);
-        os_parking_wake_reads(&server->parking, NULL);
-        pthread_cond_signal(&server->parked_changed);
+        os_parking_wake_reads(&server->parking, NULL, 0, 0);
+        pthread_cond_broadcast(&server->parked_changed);
     }
     pthread_mutex_unlock(&server->lock);
     if (room)
@@ -59,8 +59,8 @@ os_code os_fuse_server_remove(os_fuse_server *server, uint64_t id, os_failure *f
         image = server->image[at];
         memmove(&server->image[at], &server->image[at + 1], (--server->images - at) * sizeof *server->image);
         server->arrivals++; /* who waits for one of its packs has to see that it is gone */
-        os_parking_wake_reads(&server->parking, NULL);
-        pthread_cond_signal(&server->parked_changed);
+        os_parking_wake_reads(&server->parking, NULL, 0, 0);
+        pthread_cond_broadcast(&server->parked_changed);
         break;
     }
     pthread_mutex_unlock(&server->lock);
@@ -83,12 +83,26 @@ void os_fuse_server_expect(os_fuse_server *server, int change) {
     pthread_mutex_unlock(&server->lock);
 }
 
-void os_fuse_server_wake(os_fuse_server *server, const uint8_t pack[OS_ID_SIZE]) {
+void os_fuse_server_wake(os_fuse_server *server, const uint8_t *pack, uint64_t start, uint64_t end) {
     pthread_mutex_lock(&server->lock);
     server->arrivals++;
-    os_parking_wake_reads(&server->parking, pack);
-    pthread_cond_signal(&server->parked_changed);
+    unsigned woken = os_parking_wake_reads(&server->parking, pack, start, end);
+    if (woken > 1)
+        pthread_cond_broadcast(&server->parked_changed);
+    else if (woken == 1)
+        pthread_cond_signal(&server->parked_changed);
     pthread_mutex_unlock(&server->lock);
+}
+
+bool os_fuse_server_link(os_fuse_server *server, int sock) {
+    if (server->spans != NULL)
+        return os_spans_link(server->spans, sock);
+    server->options.env->close(server->options.env->context, sock);
+    return false;
+}
+
+os_spans *os_fuse_server_spans(os_fuse_server *server) {
+    return server->spans; /* immutable */
 }
 
 uint64_t os_fuse_server_node(const os_fuse_server *server, const uint8_t object[OS_ID_SIZE]) {
@@ -186,6 +200,8 @@ void os_fuse_server_statistics(os_fuse_server *server, os_fuse_statistics *out) 
         .stored_bytes = atomic_load(&server->count.stored_bytes),
         .unmounted = atomic_load(&server->count.unmounted),
     };
+    if (server->spans != NULL)
+        os_spans_statistics_of(server->spans, &out->spans);
     pthread_mutex_lock(&server->lock);
     out->parked_now = server->parking.count;
     out->images = server->images;

@@ -1,7 +1,8 @@
-/* The keeper: what becomes of parked requests. See fuse_server.c. */
+/* The keepers: what becomes of parked requests. See fuse_server.c. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +12,7 @@
 #include "fuse_parts.h"
 
 #define TICK_NS UINT64_C(50000000)
+#define BATCH 4u /* ready requests that a keeper takes at once, so that the other has some too */
 
 /* Whether SIGKILL is pending for the thread or its process. */
 static bool is_killed(const os_fuse_server *server, uint32_t pid) {
@@ -34,18 +36,11 @@ static bool is_killed(const os_fuse_server *server, uint32_t pid) {
     return false;
 }
 
-static void expire(os_fuse_server *server, os_ask *ask, uint64_t now) {
-    char pack[65];
+void os_fuse_expire(os_fuse_server *server, const os_ask *ask) {
     pthread_mutex_lock(&server->lock);
-    os_parking_refuse(&server->parking, ask, now + server->options.fail_fast_ns);
+    os_parking_refuse(&server->parking, ask, os_fuse_now(server) + server->options.fail_fast_ns);
     pthread_mutex_unlock(&server->lock);
     atomic_fetch_add(&server->count.expired, 1);
-    if (ask->lookup)
-        os_fuse_log_object(server, NULL, ask->object, "looked up, but its tables did not come before the deadline");
-    else
-        os_log_write(&server->log, "mount: read of node %llx at %llu: pack %s did not come before the deadline",
-                     (unsigned long long)ask->node, (unsigned long long)ask->offset,
-                     os_fuse_hex(ask->pack, OS_ID_SIZE, pack));
     os_fuse_fail(server, ask);
 }
 
@@ -57,12 +52,15 @@ static void keep(os_fuse_worker *self, os_ask *ask) {
         os_fuse_reply_error(server, ask->fd, ask->unique, EINTR);
         return;
     }
-    if (!ask->ready && ask->deadline <= now) {
-        expire(server, ask, now);
+    bool late = !ask->ready && ask->deadline <= now;
+    if (late && ask->lookup) {
+        os_fuse_log_object(server, NULL, ask->object, "looked up, but its tables did not come before the deadline");
+        os_fuse_expire(server, ask);
         return;
     }
+    ask->last = late;
     /* Ready, or interrupted by a signal that does not kill; something may have arrived while it was out of the list. */
-    if (!ask->ready && os_fuse_park(server, ask) == OS_FUSE_PARKED)
+    if (!ask->ready && !late && os_fuse_park(server, ask) == OS_FUSE_PARKED)
         return;
     if (ask->lookup)
         os_fuse_answer_lookup(server, ask);
@@ -87,7 +85,18 @@ void *os_fuse_keeper_main(void *argument) {
     const os_env *env = server->options.env;
     pthread_mutex_lock(&server->lock);
     while (!atomic_load(&server->stopping)) {
-        os_ask *due = os_parking_due(&server->parking, os_fuse_now(server));
+        uint64_t now = os_fuse_now(server);
+        bool look = now >= server->next_look;
+        os_ask *due = os_parking_due(&server->parking, look ? now : 0, look ? UINT_MAX : BATCH);
+        if (look)
+            server->next_look = now + TICK_NS;
+        if (due == NULL) {
+            if (server->parking.count == 0)
+                pthread_cond_wait(&server->parked_changed, &server->lock);
+            else
+                wait_a_tick(server);
+            continue;
+        }
         pthread_mutex_unlock(&server->lock);
         while (due != NULL) {
             os_ask ask = *due;
@@ -96,12 +105,6 @@ void *os_fuse_keeper_main(void *argument) {
             keep(self, &ask);
         }
         pthread_mutex_lock(&server->lock);
-        if (atomic_load(&server->stopping))
-            break;
-        if (server->parking.count == 0)
-            pthread_cond_wait(&server->parked_changed, &server->lock);
-        else
-            wait_a_tick(server);
     }
     pthread_mutex_unlock(&server->lock);
     atomic_store(&self->left, true);

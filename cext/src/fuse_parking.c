@@ -19,16 +19,17 @@ bool os_parking_add(os_parking *parking, const os_ask *ask, const os_env *env) {
     return true;
 }
 
-os_ask *os_parking_due(os_parking *parking, uint64_t now) {
+os_ask *os_parking_due(os_parking *parking, uint64_t now, unsigned most) {
     os_ask *due = NULL;
-    for (os_ask **place = &parking->first; *place != NULL;) {
+    for (os_ask **place = &parking->first; *place != NULL && most > 0;) {
         os_ask *ask = *place;
-        if (!ask->ready && !ask->interrupted && ask->deadline > now) {
+        if (!ask->ready && (now == 0 || (!ask->interrupted && ask->deadline > now))) {
             place = &ask->next;
             continue;
         }
         *place = ask->next;
         parking->count--;
+        most--;
         ask->next = due;
         due = ask;
     }
@@ -48,10 +49,16 @@ void os_parking_wake_lookups(os_parking *parking) {
             ask->ready = true;
 }
 
-void os_parking_wake_reads(os_parking *parking, const uint8_t *pack) {
-    for (os_ask *ask = parking->first; ask != NULL; ask = ask->next)
-        if (!ask->lookup && (pack == NULL || memcmp(ask->pack, pack, OS_ID_SIZE) == 0))
+unsigned os_parking_wake_reads(os_parking *parking, const uint8_t *pack, uint64_t start, uint64_t end) {
+    unsigned count = 0;
+    for (os_ask *ask = parking->first; ask != NULL; ask = ask->next) {
+        bool meant = pack == NULL || (memcmp(ask->pack, pack, OS_ID_SIZE) == 0 && ask->start < end && start < ask->end);
+        if (!ask->lookup && meant) {
             ask->ready = true;
+            count++;
+        }
+    }
+    return count;
 }
 
 void os_parking_interrupt(os_parking *parking, uint64_t unique) {

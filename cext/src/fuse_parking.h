@@ -25,8 +25,10 @@ typedef struct os_ask {
     uint64_t deadline;          /* ns; 0: never parked so far */
     uint64_t arrivals;          /* the server's count when it was last tried */
     uint8_t object[OS_ID_SIZE]; /* LOOKUP */
-    uint8_t pack[OS_ID_SIZE];   /* READ: what it waits for */
+    uint8_t pack[OS_ID_SIZE];   /* READ: what it waits for first of all, */
+    uint64_t start, end;        /* and where in it */
     bool ready, interrupted;
+    bool last; /* its deadline has passed: one more try, so that the log can say what is wrong */
 } os_ask;
 
 typedef struct os_refused {
@@ -45,13 +47,14 @@ typedef struct os_parking {
 
 /* Keeps a copy. false: no memory. */
 bool os_parking_add(os_parking *parking, const os_ask *ask, const os_env *env);
-/* Takes out all that have something to be done about: ready, past their deadline, or interrupted. */
-os_ask *os_parking_due(os_parking *parking, uint64_t now);
+/* Takes out at most `most` that have something to be done about: ready, past their deadline, or interrupted. now 0:
+ * only those that are ready. */
+os_ask *os_parking_due(os_parking *parking, uint64_t now, unsigned most);
 os_ask *os_parking_all(os_parking *parking);
 
 void os_parking_wake_lookups(os_parking *parking);
-/* pack NULL: everything. */
-void os_parking_wake_reads(os_parking *parking, const uint8_t *pack);
+/* Those that wait for something between start and end; pack NULL: all. Returns how many. */
+unsigned os_parking_wake_reads(os_parking *parking, const uint8_t *pack, uint64_t start, uint64_t end);
 void os_parking_interrupt(os_parking *parking, uint64_t unique);
 
 void os_parking_refuse(os_parking *parking, const os_ask *ask, uint64_t until);

@@ -17,6 +17,7 @@
 
 #define OS_FUSE_YEAR UINT64_C(31536000) /* seconds: how long the kernel may believe names and attributes */
 #define OS_FUSE_DIRECTORY_MODE (S_IFDIR | 0555)
+#define OS_FUSE_KEEPERS 2u /* threads that answer what was parked: one decodes 0.7 GB/s */
 #define OS_FUSE_OBJECT_MODE (S_IFREG | 0444)
 
 typedef struct os_fuse_worker {
@@ -24,8 +25,8 @@ typedef struct os_fuse_worker {
     pthread_t thread;
     bool started;
     atomic_bool left;
-    int fd;           /* owned; -1: the keeper */
-    uint8_t *request; /* owned, OS_FUSE_REQUEST_MAX bytes; NULL: the keeper */
+    int fd;           /* owned; -1: a keeper */
+    uint8_t *request; /* owned, OS_FUSE_REQUEST_MAX bytes; NULL: a keeper */
     uint8_t *reply;   /* owned, a fuse_out_header and OS_FUSE_READ_MAX bytes */
     os_reader reader;
 } os_fuse_worker;
@@ -34,8 +35,9 @@ struct os_fuse_server {
     os_fuse_options options; /* immutable */
     os_log log;
     os_frame_cache cache;
-    os_fuse_worker worker[OS_FUSE_THREADS_MAX + 1]; /* the keeper is the last */
-    unsigned workers;                               /* immutable, with the keeper */
+    os_fuse_worker worker[OS_FUSE_THREADS_MAX + OS_FUSE_KEEPERS]; /* the keepers are the last */
+    unsigned workers;                                             /* immutable, with the keepers */
+    os_spans *spans; /* owned, immutable; NULL: nothing comes from far away */
     atomic_bool stopping;
 
     pthread_mutex_t lock; /* guards the rest, but for count */
@@ -47,6 +49,7 @@ struct os_fuse_server {
     os_parking parking;
     int expected;
     uint64_t arrivals;
+    uint64_t next_look;   /* ns: when the keepers look for what is late or interrupted */
     os_fuse_touch *touch; /* owned; only of a server that profiles */
     size_t touches, touches_room;
 
@@ -70,6 +73,9 @@ void os_fuse_answer_lookup(os_fuse_server *server, os_ask *ask);
 void os_fuse_answer_read(os_fuse_worker *self, os_ask *ask);
 void os_fuse_fail(os_fuse_server *server, const os_ask *ask);                                   /* EIO */
 void os_fuse_record(os_fuse_server *server, const os_node *node, uint64_t offset, size_t size); /* fuse_images.c */
+
+/* EIO, now and for a while: what it waited for did not come before the deadline. */
+void os_fuse_expire(os_fuse_server *server, const os_ask *ask);
 
 typedef enum os_fuse_parked {
     OS_FUSE_PARKED,

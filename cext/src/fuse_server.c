@@ -6,17 +6,19 @@
  * A worker for each descriptor of the connection. It sleeps in read(2) on its own descriptor, takes one request,
  * answers it on the same descriptor (the kernel accepts the answer nowhere else), and goes back. It never waits for
  * anything but the local disk: a request whose bytes are not here is parked, and the worker goes on.
- * One keeper. It sleeps until something is parked, then looks every TICK_NS: what became ready is tried again, what is
- * past its deadline is answered EIO, and what was interrupted is answered EINTR if its thread is being killed. (Only
- * then: a program with SA_RESTART would see EINTR from open and read otherwise. The kernel tells of the first signal
- * only, so an interrupted request is looked at again every tick.)
- * Callers of the functions in the header: any thread.
+ * Two keepers. They sleep until something is parked. What became ready they try again at once, a few at a time each;
+ * and every TICK_NS one of them looks at all: what is past its deadline is tried once more and answered EIO, and what
+ * was interrupted is answered EINTR if its thread is being killed. (Only then: a program with SA_RESTART would see
+ * EINTR from open and read otherwise. The kernel tells of the first signal only, so an interrupted request is looked at
+ * again every tick.) One of the spans' (os_spans.c), if packs can be far away: it hears from the fetcher, a process of
+ * its own, that bytes came, and wakes who waits for them. Callers of the functions in the header: any thread.
  *
  * Locks
  *
  * server->lock guards the list of images, the nodes' table and hints, the parking and the counts of arrivals. It is
  * held for look-ups in memory, never while anything is read, decoded, hashed, sent or freed.
- * cache.lock and log.lock are leaves: nothing is locked under them, and neither is taken under server->lock.
+ * cache.lock, the spans' lock and log.lock are leaves: nothing is locked under them but the log's, and none is taken
+ * under server->lock.
  *
  * What outlives the lock
  *
@@ -125,6 +127,7 @@ static void serve_request(os_fuse_worker *self, size_t length) {
         atomic_fetch_add(&server->count.interrupts, 1);
         pthread_mutex_lock(&server->lock);
         os_parking_interrupt(&server->parking, request.interrupted);
+        server->next_look = 0;
         pthread_cond_signal(&server->parked_changed);
         pthread_mutex_unlock(&server->lock);
         break;
@@ -193,6 +196,20 @@ static os_code make_worker(os_fuse_worker *self, os_fuse_server *server, bool ke
     return code;
 }
 
+static void on_bytes(void *context, const uint8_t *blob, uint64_t start, uint64_t end) {
+    os_fuse_server_wake(context, blob, start, end);
+}
+
+static os_code make_spans(os_fuse_server *server, os_failure *failure) {
+    const os_spans_options options = {.env = server->options.env,
+                                      .log = &server->log,
+                                      .memory = server->options.memory,
+                                      .patience_ns = server->options.deadline_ns,
+                                      .context = server,
+                                      .came = on_bytes};
+    return os_spans_make(&options, &server->spans, failure);
+}
+
 os_code os_fuse_server_make(const os_fuse_options *options, os_fuse_server **out, os_failure *failure) {
     const os_env *env = options->env;
     if (options->fd_count == 0 || options->fd_count > OS_FUSE_THREADS_MAX)
@@ -213,10 +230,12 @@ os_code os_fuse_server_make(const os_fuse_options *options, os_fuse_server **out
     pthread_cond_init(&server->parked_changed, &monotonic);
     pthread_condattr_destroy(&monotonic);
     os_code code = os_nodes_init(&server->nodes, options->secret, env, failure);
-    for (unsigned at = 0; at <= options->fd_count && code == OS_OK; at++) {
+    for (unsigned at = 0; at < options->fd_count + OS_FUSE_KEEPERS && code == OS_OK; at++) {
         server->workers = at + 1;
-        code = make_worker(&server->worker[at], server, at == options->fd_count, failure);
+        code = make_worker(&server->worker[at], server, at >= options->fd_count, failure);
     }
+    if (code == OS_OK && options->memory >= 0)
+        code = make_spans(server, failure);
     if (code != OS_OK) {
         os_fuse_server_free(server);
         return code;
@@ -279,6 +298,7 @@ void os_fuse_server_free(os_fuse_server *server) {
         return;
     const os_env *env = server->options.env;
     stop_threads(server);
+    os_spans_free(server->spans);
     for (os_ask *ask = os_parking_all(&server->parking), *next; ask != NULL; ask = next) {
         next = ask->next;
         os_fuse_reply_error(server, ask->fd, ask->unique, EIO);

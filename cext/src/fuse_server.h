@@ -12,6 +12,7 @@
 #include "os_limits.h"
 #include "os_result.h"
 #include "os_source.h"
+#include "os_spans.h"
 #include "os_store.h"
 
 #define OS_FUSE_THREADS_MAX 32u
@@ -32,6 +33,7 @@ typedef struct os_fuse_options {
     uint64_t fail_fast_ns; /* how long a place whose deadline passed is answered EIO at once */
     void (*unmap)(void *mapping, size_t size); /* for what add_image takes */
     os_store *store;                           /* borrowed: of this server's trust domain; may be NULL */
+    int memory;   /* borrowed: what a fetcher puts bytes into, see os_link.h; -1: there will be none */
     bool profile; /* no read-ahead, so that each page that is touched is asked for; reads are recorded */
 } os_fuse_options;
 
@@ -51,6 +53,7 @@ typedef struct os_fuse_statistics {
     uint64_t images, objects;
     uint64_t stores, stored_bytes;
     uint64_t unmounted; /* 1: the kernel has closed the connection */
+    os_spans_statistics spans;
 } os_fuse_statistics;
 
 os_code os_fuse_server_make(const os_fuse_options *options, os_fuse_server **out, os_failure *failure);
@@ -69,8 +72,14 @@ os_code os_fuse_server_remove(os_fuse_server *server, uint64_t id, os_failure *f
 /* An image whose tables are still to come is announced (+1), or will not come after all (-1): as long as one is, the
  * look-up of an unknown object waits. */
 void os_fuse_server_expect(os_fuse_server *server, int change);
-/* A pack of an image that was pending can be had: requests that wait for it are tried again. */
-void os_fuse_server_wake(os_fuse_server *server, const uint8_t pack[OS_ID_SIZE]);
+/* Bytes of a pack from start to end can be had: requests that wait for them are tried again. pack NULL: all requests.
+ */
+void os_fuse_server_wake(os_fuse_server *server, const uint8_t *pack, uint64_t start, uint64_t end);
+
+/* A fetcher's socket, taken; false: there is a fetcher already, or the server has no memory for one. */
+bool os_fuse_server_link(os_fuse_server *server, int sock);
+/* Borrowed: for the sources of images whose packs are far away; NULL if the server has no memory. */
+os_spans *os_fuse_server_spans(os_fuse_server *server);
 
 /* Puts verified bytes of an object into the page cache (NOTIFY_STORE), clipped to the object's size in the tables.
  * *stored: bytes taken. OS_MISSING: no image has the object, or the kernel has not looked it up. May wait for a READ

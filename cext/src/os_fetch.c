@@ -23,7 +23,7 @@
  *                              └─ a second want for the same range joins the job
  *
  * A job is a range that somebody wants; its waiters are the wants. It is in exactly one queue, or it flies. It ends
- * when an answer is fine, when its last waiter's deadline has passed, or when the engine is freed, and in no other way:
+ * when an answer is fine, when its last waiter's deadline has passed or it was cancelled, or when the engine is freed:
  * whatever goes wrong with a source may go right a second later, and only who waits knows how long that is worth it.
  * Rounds are bounded by the backoff: its longest pause is OS_FETCH options' backoff_max_ms.
  *
@@ -146,6 +146,54 @@ static void finish_job(os_fetch *fetch, os_fetch_job *job, os_code code, uint32_
     drop_job(fetch, job);
 }
 
+/* ---------------------------------------------------------------------- waiters leave */
+
+/* Tells the waiters that the predicate names, and forgets jobs that have none left. */
+static void end_waiters(os_fetch *fetch, os_code code, bool (*ends)(const os_fetch_want *want, const void *rule),
+                        const void *rule) {
+    fetch->next_deadline = OS_FETCH_NEVER;
+    for (size_t at = 0; at < OS_FETCH_BUCKETS; at++) {
+        for (os_fetch_job *job = fetch->bucket[at], *chain; job != NULL; job = chain) {
+            chain = job->chain;
+            bool first_gone = false;
+            for (os_fetch_waiter **place = &job->waiters; *place != NULL;) {
+                os_fetch_waiter *waiter = *place;
+                if (!ends(&waiter->want, rule)) {
+                    fetch->next_deadline = sooner(fetch->next_deadline, waiter->want.deadline);
+                    place = &waiter->next;
+                    continue;
+                }
+                if (place == &job->waiters && !first_gone) {
+                    first_gone = true;
+                    give_up_flights(fetch, job); /* before its buffer is another's */
+                }
+                *place = waiter->next;
+                fetch->count.expired += code == OS_MISSING;
+                finish_waiter(fetch, waiter, code, 0, job);
+            }
+            if (job->waiters == NULL)
+                drop_job(fetch, job);
+            else if (first_gone && job->queue == NULL)
+                enqueue(&fetch->ready[job->prefetch], job, true);
+        }
+    }
+}
+
+static bool is_past(const os_fetch_want *want, const void *now) {
+    return want->deadline <= *(const uint64_t *)now;
+}
+
+/* Ends what waits past its deadline. */
+static void expire(os_fetch *fetch, uint64_t now) {
+    if (fetch->next_deadline <= now)
+        end_waiters(fetch, OS_MISSING, is_past, &now);
+}
+
+static bool is_named(const os_fetch_want *want, const void *rule) {
+    const os_fetch_want *named = rule;
+    return want->context == named->context && (named->ticket == 0 || want->ticket == named->ticket);
+}
+
 /* ---------------------------------------------------------------------- wants come in */
 
 static os_fetch_job *make_job(os_fetch *fetch, const os_fetch_want *want, uint64_t now) {
@@ -177,6 +225,34 @@ static os_fetch_job *make_job(os_fetch *fetch, const os_fetch_want *want, uint64
     return job;
 }
 
+static void raise_job(os_fetch *fetch, os_fetch_job *job) {
+    if (!job->prefetch)
+        return;
+    job->prefetch = false;
+    fetch->count.raised++;
+    if (job->queue == &fetch->ready[1]) {
+        dequeue(job);
+        enqueue(&fetch->ready[0], job, false);
+    }
+}
+
+static void raise_named(os_fetch *fetch, const os_fetch_want *named) {
+    for (size_t at = 0; at < OS_FETCH_BUCKETS; at++)
+        for (os_fetch_job *job = fetch->bucket[at]; job != NULL; job = job->chain)
+            for (const os_fetch_waiter *waiter = job->waiters; waiter != NULL; waiter = waiter->next)
+                if (is_named(&waiter->want, named))
+                    raise_job(fetch, job);
+}
+
+/* Something about a want that was submitted before. */
+static void take_change(os_fetch *fetch, os_fetch_waiter *waiter) {
+    if (waiter->order == OS_FETCH_CANCEL)
+        end_waiters(fetch, OS_CLOSED, is_named, &waiter->want);
+    else
+        raise_named(fetch, &waiter->want);
+    fetch->env->release(fetch->env->context, waiter);
+}
+
 static void take_in(os_fetch *fetch, os_fetch_waiter *waiter, uint64_t now) {
     const os_fetch_want *want = &waiter->want;
     os_fetch_job *job = find_job(fetch, want);
@@ -199,14 +275,8 @@ static void take_in(os_fetch *fetch, os_fetch_waiter *waiter, uint64_t now) {
     while (*end != NULL)
         end = &(*end)->next;
     *end = waiter;
-    if (job->prefetch && !want->prefetch) {
-        job->prefetch = false;
-        fetch->count.raised++;
-        if (job->queue == &fetch->ready[1]) {
-            dequeue(job);
-            enqueue(&fetch->ready[0], job, false);
-        }
-    }
+    if (!want->prefetch)
+        raise_job(fetch, job);
 }
 
 /* ---------------------------------------------------------------------- flights go out */
@@ -473,37 +543,6 @@ static uint64_t end_stalled(os_fetch *fetch, uint64_t now) {
 
 /* ---------------------------------------------------------------------- time */
 
-/* Ends what waits past its deadline. */
-static void expire(os_fetch *fetch, uint64_t now) {
-    if (fetch->next_deadline > now)
-        return;
-    fetch->next_deadline = OS_FETCH_NEVER;
-    for (size_t at = 0; at < OS_FETCH_BUCKETS; at++) {
-        for (os_fetch_job *job = fetch->bucket[at], *chain; job != NULL; job = chain) {
-            chain = job->chain;
-            bool first_gone = false;
-            for (os_fetch_waiter **place = &job->waiters; *place != NULL;) {
-                os_fetch_waiter *waiter = *place;
-                if (waiter->want.deadline > now) {
-                    fetch->next_deadline = sooner(fetch->next_deadline, waiter->want.deadline);
-                    place = &waiter->next;
-                    continue;
-                }
-                first_gone = first_gone || place == &job->waiters;
-                *place = waiter->next;
-                fetch->count.expired++;
-                finish_waiter(fetch, waiter, OS_MISSING, 0, job);
-            }
-            if (first_gone)
-                give_up_flights(fetch, job);
-            if (job->waiters == NULL)
-                drop_job(fetch, job);
-            else if (first_gone && job->queue == NULL)
-                enqueue(&fetch->ready[job->prefetch], job, true);
-        }
-    }
-}
-
 /* Lets go of what has waited long enough. */
 static void end_delays(os_fetch *fetch, uint64_t now, bool all) {
     if (!all && fetch->next_ready > now)
@@ -541,7 +580,10 @@ static void take_in_all(os_fetch *fetch, uint64_t now) {
     fetch->incoming_end = &fetch->incoming;
     while (waiter != NULL) {
         os_fetch_waiter *next = waiter->next;
-        take_in(fetch, waiter, now);
+        if (waiter->order == OS_FETCH_WANT)
+            take_in(fetch, waiter, now);
+        else
+            take_change(fetch, waiter);
         waiter = next;
     }
 }
@@ -709,4 +751,26 @@ os_code os_fetch_submit(os_fetch *fetch, const os_fetch_want *want, os_failure *
     else
         fetch->env->release(fetch->env->context, waiter);
     return code;
+}
+
+bool os_fetch_change(os_fetch *fetch, const void *context, uint64_t ticket, bool cancel) {
+    os_fetch_waiter *waiter = fetch->env->allocate(fetch->env->context, sizeof *waiter);
+    if (waiter == NULL)
+        return false;
+    memset(waiter, 0, sizeof *waiter);
+    waiter->order = cancel ? OS_FETCH_CANCEL : OS_FETCH_RAISE;
+    waiter->want.context = (void *)context;
+    waiter->want.ticket = ticket;
+    pthread_mutex_lock(&fetch->lock);
+    bool late = fetch->stopping;
+    if (!late) {
+        *fetch->incoming_end = waiter;
+        fetch->incoming_end = &waiter->next;
+    }
+    pthread_mutex_unlock(&fetch->lock);
+    if (late)
+        fetch->env->release(fetch->env->context, waiter);
+    else
+        curl_multi_wakeup(fetch->multi);
+    return true;
 }

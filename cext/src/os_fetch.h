@@ -107,6 +107,10 @@ os_code os_fetch_set_origin(os_fetch *fetch, uint32_t origin, const uint32_t *so
 /* Copied. OS_OK: done will be called. May be called by done. */
 os_code os_fetch_submit(os_fetch *fetch, const os_fetch_want *want, os_failure *failure);
 
+/* A want that was submitted with this context and ticket (0: all with the context): cancel: it is done with OS_CLOSED,
+ * soon; else it is a prefetch no longer. Nothing, if it is done already. Not called by a callback. false: no memory. */
+bool os_fetch_change(os_fetch *fetch, const void *context, uint64_t ticket, bool cancel);
+
 /* *out and true, or false: nothing left. */
 bool os_fetch_news(os_fetch *fetch, os_fetch_news_item *out);
 

@@ -25,4 +25,8 @@
 #define OS_FETCH_NEWS_MAX 256u                  /* not yet read by who has the credentials */
 #define OS_FETCH_CAUSE_MAX 160u                 /* bytes of words */
 
+/* Of the object server that reads through a fetcher. */
+#define OS_SLOTS 32u       /* spans in memory, in the air or here; 32 MiB */
+#define OS_SPANS_MAX 4096u /* spans that somebody waits for; more wait for a place */
+
 #endif

@@ -42,10 +42,14 @@ typedef struct os_fetch_origin {
     uint32_t source[OS_FETCH_ORIGIN_SOURCES_MAX];
 } os_fetch_origin;
 
+/* What is submitted: a want, or something about one that was. */
+typedef enum os_fetch_order { OS_FETCH_WANT, OS_FETCH_RAISE, OS_FETCH_CANCEL } os_fetch_order;
+
 typedef struct os_fetch_waiter {
     struct os_fetch_waiter *next;
     os_fetch_want want;
     os_fetch_result result; /* filled when it is done */
+    os_fetch_order order;
 } os_fetch_waiter;
 
 typedef struct os_fetch_flight os_fetch_flight;

@@ -153,8 +153,9 @@ static os_answer fill_packed(const reading *r, const piece *p, const uint8_t **b
         return OS_ANSWER_HERE;
     }
     reader->image = NULL;
-    size_t run = run_length(r, p);
     os_source *source = &r->image->source;
+    /* Of a file one long read is cheaper than many; of spans it would only ask for frames that nobody needs. */
+    size_t run = source->want == NULL ? run_length(r, p) : p->packed;
     os_answer answer = source->read(source->context, p->blob, reader->packed, run, p->offset, r->failure);
     if (answer == OS_ANSWER_FAILED && run != p->packed) { /* perhaps this one frame is there: blame the right one */
         run = p->packed;
@@ -171,30 +172,38 @@ static os_answer fill_packed(const reading *r, const piece *p, const uint8_t **b
     return OS_ANSWER_HERE;
 }
 
+/* The frame's bytes, or what came out of them, are wrong. */
+static os_answer refuse(const reading *r, const piece *p) {
+    os_source *source = &r->image->source;
+    r->reader->image = NULL;
+    bool others = source->reject != NULL && source->reject(source->context, p->blob, p->packed, p->offset);
+    return others ? OS_ANSWER_PENDING : OS_ANSWER_FAILED;
+}
+
 static os_answer decode(const reading *r, const piece *p, uint8_t *out) {
     const uint8_t *bytes;
     os_answer answer = fill_packed(r, p, &bytes);
     if (answer != OS_ANSWER_HERE)
         return answer;
     if (os_frame_decompress(r->reader->zstd, bytes, p->packed, out, p->plain, r->failure) != OS_OK)
-        return OS_ANSWER_FAILED;
+        return refuse(r, p);
     r->reader->decoded_bytes += p->plain;
     return OS_ANSWER_HERE;
 }
 
 /* ---------------------------------------------------------------------- chunks */
 
-static os_answer verify(const reading *r, uint32_t chunk, const uint8_t *data, size_t size) {
+static os_answer verify(const reading *r, const piece *p, const uint8_t *data, size_t size) {
     const os_tables *t = &r->image->tables;
     uint8_t id[OS_ID_SIZE];
     if (t->object_algorithm[r->row] == OS_ALGORITHM_SHA256)
         os_sha256(data, size, id);
     else
         os_blake3(data, size, id);
-    if (memcmp(id, t->chunk_id + (size_t)chunk * OS_ID_SIZE, OS_ID_SIZE) == 0)
+    if (memcmp(id, t->chunk_id + (size_t)p->chunk * OS_ID_SIZE, OS_ID_SIZE) == 0)
         return OS_ANSWER_HERE;
     os_fail(r->failure, OS_CORRUPT, "the chunk's hash differs");
-    return OS_ANSWER_FAILED;
+    return refuse(r, p);
 }
 
 static unsigned algorithm_of(const reading *r) {
@@ -225,6 +234,14 @@ static bool read_kept(const reading *r, const piece *p, size_t from, size_t take
     return true;
 }
 
+/* A verified chunk for the store: what came over the network at once, other things if they are read again. */
+static void keep(const reading *r, const piece *p, const uint8_t *data) {
+    os_source *source = &r->image->source;
+    bool far = source->far != NULL && source->far(source->context, p->blob);
+    r->reader->keeps += far ? os_shelf_keep(r->reader->store, id_of(r, p), algorithm_of(r), data, p->length)
+                            : os_shelf_offer(r->reader->store, id_of(r, p), algorithm_of(r), data, p->length);
+}
+
 /* Part of a frame, through the cache. */
 static os_answer read_cached(const reading *r, const piece *p, size_t from, size_t take, uint8_t *out) {
     os_reader *reader = r->reader;
@@ -245,21 +262,19 @@ static os_answer read_cached(const reading *r, const piece *p, size_t from, size
         slot = os_frame_cache_put(r->cache, r->image->id, p->frame, &reader->frame);
     }
     const uint8_t *data = (slot != NULL ? slot->data : reader->frame) + p->at;
-    os_answer answer = verify(r, p->chunk, data, p->length);
+    os_answer answer = verify(r, p, data, p->length);
     if (answer == OS_ANSWER_HERE) {
         memcpy(out, data + from, take);
         if (decoded)
-            reader->keeps += os_shelf_offer(reader->store, id_of(r, p), algorithm_of(r), data, p->length);
+            keep(r, p, data);
     }
     if (slot != NULL)
         os_frame_cache_release(r->cache, slot, answer != OS_ANSWER_HERE);
     return answer;
 }
 
-static os_answer read_chunk(const reading *r, uint32_t chunk, uint32_t part, size_t from, size_t take, uint8_t *out) {
-    const os_tables *t = &r->image->tables;
+static piece piece_of(const os_tables *t, uint32_t chunk, uint32_t part) {
     piece p = {.chunk = chunk, .part = part, .frame = t->chunk_frame[chunk]};
-    r->place->chunk = t->chunk_id + (size_t)chunk * OS_ID_SIZE;
     if (frame_sound(t, p.frame)) {
         p.blob = t->frame_blob[p.frame];
         p.packed = t->frame_clen[p.frame];
@@ -268,22 +283,40 @@ static os_answer read_chunk(const reading *r, uint32_t chunk, uint32_t part, siz
         p.at = t->chunk_offset[chunk];
         p.length = t->chunk_length[chunk];
     }
-    if (p.packed == 0 || p.packed > 2 * OS_FRAME_MAX || p.plain > OS_FRAME_MAX || p.blob >= t->blob_count ||
-        p.at + p.length > p.plain || from + take > p.length) {
+    return p;
+}
+
+static bool piece_sound(const os_tables *t, const piece *p) {
+    return p->packed > 0 && p->packed <= 2 * OS_FRAME_MAX && p->plain <= OS_FRAME_MAX && p->blob < t->blob_count &&
+           p->at + p->length <= p->plain;
+}
+
+static void say_where(const reading *r, const piece *p) {
+    const os_tables *t = &r->image->tables;
+    *r->place = (os_place){.chunk = t->chunk_id + (size_t)p->chunk * OS_ID_SIZE,
+                           .pack = t->blob[p->blob].digest,
+                           .offset = p->offset,
+                           .size = p->packed};
+}
+
+static os_answer read_chunk(const reading *r, uint32_t chunk, uint32_t part, size_t from, size_t take, uint8_t *out) {
+    const os_tables *t = &r->image->tables;
+    piece p = piece_of(t, chunk, part);
+    r->place->chunk = t->chunk_id + (size_t)chunk * OS_ID_SIZE;
+    if (!piece_sound(t, &p) || from + take > p.length) {
         os_fail(r->failure, OS_CORRUPT, "the tables have changed");
         return OS_ANSWER_FAILED;
     }
-    r->place->pack = t->blob[p.blob].digest;
-    r->place->offset = p.offset;
+    say_where(r, &p);
     if (take != p.plain)
         return read_cached(r, &p, from, take, out);
     if (read_kept(r, &p, from, take, out))
         return OS_ANSWER_HERE;
     os_answer answer = decode(r, &p, out);
     if (answer == OS_ANSWER_HERE)
-        answer = verify(r, chunk, out, take);
+        answer = verify(r, &p, out, take);
     if (answer == OS_ANSWER_HERE)
-        r->reader->keeps += os_shelf_offer(r->reader->store, id_of(r, &p), algorithm_of(r), out, take);
+        keep(r, &p, out);
     return answer;
 }
 
@@ -300,6 +333,36 @@ static uint32_t part_at(const uint64_t *starts, uint32_t parts, uint64_t offset)
     return low;
 }
 
+/* Whether the chunk can be had without its pack: out of the cache of frames, or the store. */
+static bool is_near(const reading *r, const piece *p) {
+    os_frame_slot *slot = os_frame_cache_get(r->cache, r->image->id, p->frame);
+    if (slot != NULL)
+        os_frame_cache_release(r->cache, slot, 0);
+    return slot != NULL || os_shelf_has(r->reader->store, id_of(r, p), algorithm_of(r));
+}
+
+/* Asks for all that the request needs before any of it is decoded: what is far comes at once and not one after the
+ * other, and what is here is not decoded in vain while the rest is on its way. */
+static os_answer want_all(const reading *r) {
+    const os_tables *t = &r->image->tables;
+    os_source *source = &r->image->source;
+    uint32_t first = t->object_ref[r->row], parts = t->object_ref[r->row + 1] - first;
+    os_answer all = OS_ANSWER_HERE;
+    for (uint32_t part = part_at(r->starts, parts, r->offset); part < parts && r->starts[part] < r->end; part++) {
+        uint32_t chunk = first + part < t->ref_count ? t->ref[first + part] : UINT32_MAX;
+        if (chunk >= t->chunk_count || t->chunk_frame[chunk] == OS_TABLES_HOLE)
+            continue;
+        const piece p = piece_of(t, chunk, part);
+        if (!piece_sound(t, &p) || is_near(r, &p))
+            continue; /* what is unsound is found out when it is read */
+        if (source->want(source->context, p.blob, p.packed, p.offset) == OS_ANSWER_PENDING && all == OS_ANSWER_HERE) {
+            all = OS_ANSWER_PENDING;
+            say_where(r, &p);
+        }
+    }
+    return all;
+}
+
 os_answer os_image_read(os_image *image, uint32_t row, const uint64_t *starts, uint64_t offset, size_t size,
                         uint8_t *out, os_reader *reader, os_frame_cache *cache, const os_env *env, os_place *place,
                         os_failure *failure) {
@@ -308,6 +371,8 @@ os_answer os_image_read(os_image *image, uint32_t row, const uint64_t *starts, u
     uint32_t first = t->object_ref[row], parts = t->object_ref[row + 1] - first;
     *place = (os_place){0};
     reader->image = NULL;
+    if (image->source.want != NULL && want_all(&r) == OS_ANSWER_PENDING)
+        return OS_ANSWER_PENDING;
     for (uint32_t part = part_at(starts, parts, offset); offset < r.end; part++) {
         if (part >= parts || first + part >= t->ref_count || t->ref[first + part] >= t->chunk_count ||
             os_tables_length(t, t->ref[first + part]) != starts[part + 1] - starts[part]) {

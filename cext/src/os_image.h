@@ -48,7 +48,8 @@ typedef struct os_reader {
 typedef struct os_place {
     const uint8_t *chunk; /* borrowed from the tables, as is pack; NULL: not come so far */
     const uint8_t *pack;
-    uint64_t offset; /* of the frame in the pack */
+    uint64_t offset; /* of the frame in the pack, with its size */
+    size_t size;
 } os_place;
 
 /* Takes mapping (validated here) and source on OS_OK only. users is 1. */

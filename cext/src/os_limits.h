@@ -22,9 +22,9 @@ enum { OS_ALGORITHM_BLAKE3 = 1, OS_ALGORITHM_SHA256 = 2 }; /* what a chunk's id 
 #define OS_XATTR_TOTAL_MAX (128u << 10) /* names and values of one entry */
 #define OS_INODES_MAX (16u << 20)
 #define OS_REFS_MAX (1u << 31)
-#define OS_INDEX_MAX (4ull << 30) /* decoded layer index, fs.erofs, tables */
-#define OS_BOOT_HEAD_MAX (64u << 20)  /* decoded head of a boot pack */
-#define OS_BOOT_FRAME_MAX (1u << 20)  /* uncompressed */
+#define OS_INDEX_MAX (4ull << 30)    /* decoded layer index, fs.erofs, tables */
+#define OS_BOOT_HEAD_MAX (64u << 20) /* decoded head of a boot pack */
+#define OS_BOOT_FRAME_MAX (1u << 20) /* uncompressed */
 #define OS_BOOT_PAGE 4096u
 #define OS_FILE_SIZE_MAX 0x7FFFFFFFFFFFFFFFull
 

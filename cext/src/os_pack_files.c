@@ -41,6 +41,10 @@ void os_pack_files_set(os_pack_files *files, uint32_t blob, int fd) {
         files->env->close(files->env->context, fd);
 }
 
+bool os_pack_files_has(const os_pack_files *files, uint32_t blob) {
+    return blob < files->count && atomic_load(&files->fd[blob]) >= 0;
+}
+
 static os_answer read_file(void *context, uint32_t blob, void *buffer, size_t size, uint64_t offset,
                            os_failure *failure) {
     os_pack_files *files = context;

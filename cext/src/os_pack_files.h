@@ -14,6 +14,7 @@ os_pack_files *os_pack_files_make(const os_env *env, uint32_t count, bool lazy);
 void os_pack_files_free(os_pack_files *files); /* may be NULL; closes the descriptors */
 /* Takes fd, also when it is of no use (a row that is not there or has one). Any thread. */
 void os_pack_files_set(os_pack_files *files, uint32_t blob, int fd);
+bool os_pack_files_has(const os_pack_files *files, uint32_t blob);
 /* The source takes files. */
 os_source os_pack_files_source(os_pack_files *files);
 

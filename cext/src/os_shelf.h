@@ -16,4 +16,12 @@ bool os_shelf_get(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned algori
 bool os_shelf_offer(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned algorithm, const uint8_t *data,
                     size_t length);
 
+/* The same the first time already: what came over the network. Raw too: compressing it again would cost the reader that
+ * waits for it more than anything else does. */
+bool os_shelf_keep(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned algorithm, const uint8_t *data,
+                   size_t length);
+
+/* Whether a get is likely to succeed. */
+bool os_shelf_has(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned algorithm);
+
 #endif

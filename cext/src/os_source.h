@@ -3,6 +3,7 @@
 #ifndef OS_SOURCE_H
 #define OS_SOURCE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -14,10 +15,18 @@ typedef enum os_answer {
     OS_ANSWER_PENDING,
 } os_answer;
 
+/* Row blob of the image's tables in all of them. read and want: any thread, several at once. */
 typedef struct os_source {
     void *context; /* owned by the source */
-    /* Exactly size bytes at offset of the blob in row blob of the image's tables; any thread, several at once. */
+    /* Exactly size bytes at offset. PENDING: they were asked for; failure says what went wrong so far, or nothing. */
     os_answer (*read)(void *context, uint32_t blob, void *buffer, size_t size, uint64_t offset, os_failure *failure);
+    /* NULL: everything is as near as it will ever be. Else: the range will be read; what is far comes nearer. */
+    os_answer (*want)(void *context, uint32_t blob, size_t size, uint64_t offset);
+    /* Whether the blob's bytes come from far away, so that what is read is worth keeping. May be NULL: no. */
+    bool (*far)(void *context, uint32_t blob);
+    /* The bytes that read gave turned out wrong. Returns whether others may come; then read says PENDING until they
+     * have. May be NULL: no. */
+    bool (*reject)(void *context, uint32_t blob, size_t size, uint64_t offset);
     void (*release)(void *context);
 } os_source;
 

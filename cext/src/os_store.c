@@ -222,6 +222,14 @@ static bool is_known(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned alg
     return true;
 }
 
+bool os_store_has(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned algorithm) {
+    if (os_store_enter(store, NULL) != OS_OK)
+        return false;
+    bool has = is_known(store, id, algorithm, OS_STORE_ZSTD);
+    os_store_leave(store);
+    return has;
+}
+
 /* A job with the entry's stored bytes, or NULL: no memory. */
 static job *make_put(os_store *store, const os_entry *about, const void *data, unsigned flags) {
     scratch *own = NULL;

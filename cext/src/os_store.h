@@ -86,6 +86,8 @@ os_code os_store_put(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned alg
  * capacity is too small. Never waits for the writer. */
 os_code os_store_get(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned algorithm, void *buffer, size_t capacity,
                      size_t *length, os_failure *failure);
+/* Whether a get would most likely succeed; nothing is read but the map. */
+bool os_store_has(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned algorithm);
 /* Waits until everything put before is durable. Fails with the first thing that went wrong since the flush before. */
 os_code os_store_flush(os_store *store, os_failure *failure);
 

@@ -9,11 +9,13 @@
 
 #include "os_fetch.h"
 #include "os_fetch_http.h"
+#include "os_fetch_link.h"
 
 typedef struct fetcher {
     PyObject_HEAD os_fetch *fetch; /* owned; NULL: closed. Changed and used to submit under the GIL alone */
     os_log log;
-    bool logs; /* log is made */
+    bool logs;        /* log is made */
+    unsigned serving; /* calls of serve under way; guarded by the GIL */
 } fetcher;
 
 static os_fetch *opened(PyObject *object) {
@@ -85,6 +87,8 @@ static void finalize(PyObject *object) {
 
 static PyObject *py_close(PyObject *object, PyObject *unused) {
     (void)unused;
+    if (((fetcher *)object)->serving > 0)
+        return PyErr_Format(PyExc_ValueError, "fetcher: it serves; close its socket first");
     shut((fetcher *)object);
     Py_RETURN_NONE;
 }
@@ -303,6 +307,24 @@ static PyObject *py_read(PyObject *object, PyObject *arguments, PyObject *keywor
     return out;
 }
 
+static PyObject *serve(PyObject *object, PyObject *arguments) {
+    int sock, memory;
+    fetcher *self = (fetcher *)object;
+    os_fetch *fetch = opened(object);
+    if (fetch == NULL || !PyArg_ParseTuple(arguments, "ii:serve", &sock, &memory))
+        return NULL;
+    os_failure failure = {0};
+    os_code code;
+    self->serving++;
+    Py_BEGIN_ALLOW_THREADS;
+    code = os_fetch_serve(fetch, sock, memory, &failure);
+    Py_END_ALLOW_THREADS;
+    self->serving--;
+    if (code != OS_OK)
+        return os_py_raise(&failure);
+    Py_RETURN_NONE;
+}
+
 /* ---------------------------------------------------------------------- statistics */
 
 static int put(PyObject *dictionary, const char *name, PyObject *value) {
@@ -427,6 +449,8 @@ static PyMethodDef methods[] = {
     {"read", KEYWORDS(py_read),
      "read(origin, digest, blob_size, offset, length, *, timeout=120, prefetch=False, rejected=0, avoid=0) -> (bytes, "
      "source, tries): asks in aligned spans, all at once. Bytes are not hashed."},
+    {"serve", serve, METH_VARARGS,
+     "serve(sock, memory): fetches what an object server asks for, until it closes its end."},
     {"statistics", statistics, METH_NOARGS, "Counts since the start, the sources', and the slowest ranges."},
     {"close", py_close, METH_NOARGS, "Ends the thread and what waits. May be called again."},
     {"__enter__", py_enter, METH_NOARGS, NULL},

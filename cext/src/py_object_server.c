@@ -10,7 +10,9 @@
 #include <unistd.h>
 
 #include "fuse_server.h"
+#include "os_link.h"
 #include "os_pack_files.h"
+#include "os_remote.h"
 #include "os_tables.h"
 #include "py_store.h"
 
@@ -101,16 +103,16 @@ failed:
 /* ---------------------------------------------------------------------- life */
 
 static int init(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"fds",      "secret",    "proc",  "log",     "hangup",
-                            "deadline", "fail_fast", "store", "profile", NULL};
+    static char *names[] = {"fds",       "secret", "proc",    "log",    "hangup", "deadline",
+                            "fail_fast", "store",  "profile", "memory", NULL};
     object_server *self = (object_server *)object;
     PyObject *sequence, *store = Py_None;
     Py_buffer secret = {0};
-    int proc = -1, log = -1, hangup = -1;
+    int proc = -1, log = -1, hangup = -1, memory = -1;
     double deadline = 120, fail_fast = 5;
     int profile = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$y*iiiddOp", names, &sequence, &secret, &proc, &log, &hangup,
-                                     &deadline, &fail_fast, &store, &profile))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$y*iiiddOpi", names, &sequence, &secret, &proc, &log, &hangup,
+                                     &deadline, &fail_fast, &store, &profile, &memory))
         return -1;
     int *fds = NULL, result = -1;
     Py_ssize_t count = 0;
@@ -141,6 +143,7 @@ static int init(PyObject *object, PyObject *args, PyObject *kwargs) {
     options.proc = self->proc = duplicate(proc);
     options.log = self->log = duplicate(log);
     options.hangup = self->hangup = duplicate(hangup);
+    options.memory = memory; /* mapped now, not needed later */
     options.deadline_ns = (uint64_t)(deadline * 1e9);
     options.fail_fast_ns = (uint64_t)(fail_fast * 1e9);
     if (os_fuse_server_make(&options, &self->server, &failure) != OS_OK) {
@@ -256,13 +259,44 @@ static added_image *make_added(const void *mapping, size_t size, Py_ssize_t pack
     return added;
 }
 
+/* The source takes the files. context NULL and an exception: nothing is taken. */
+static os_source source_of(object_server *self, added_image *added, const uint8_t *tables, uint32_t origin) {
+    if (origin == 0)
+        return os_pack_files_source(added->files);
+    os_source none = {0}, source;
+    os_spans *spans = os_fuse_server_spans(self->server);
+    os_blob *blobs = PyMem_Calloc((size_t)added->blobs + 1, sizeof *blobs);
+    if (spans == NULL || blobs == NULL) {
+        PyMem_Free(blobs);
+        if (spans == NULL)
+            PyErr_SetString(PyExc_ValueError, "origin: the server was made without memory for a fetcher");
+        else
+            PyErr_NoMemory();
+        return none;
+    }
+    for (uint32_t row = 0; row < added->blobs; row++) {
+        os_tables_blob blob;
+        memcpy(&blob, tables + OS_TABLES_HEADER + row * sizeof blob, sizeof blob);
+        memcpy(blobs[row].digest, blob.digest, OS_ID_SIZE);
+        blobs[row].size = blob.size;
+        blobs[row].origin = origin;
+    }
+    source = os_remote_source(&os_env_system, added->files, spans, blobs, added->blobs);
+    PyMem_Free(blobs);
+    if (source.context == NULL)
+        PyErr_NoMemory();
+    return source;
+}
+
 static PyObject *add_image(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"tables", "packs", "label", "lazy", "expected", NULL};
+    static char *names[] = {"tables", "packs", "label", "lazy", "expected", "origin", NULL};
     object_server *self = (object_server *)object;
     PyObject *sequence;
     const char *label = "image";
     int tables, lazy = 0, expected = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO|$spp", names, &tables, &sequence, &label, &lazy, &expected))
+    unsigned origin = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO|$sppI", names, &tables, &sequence, &label, &lazy, &expected,
+                                     &origin))
         return NULL;
     if (is_closed(self))
         return NULL;
@@ -292,11 +326,15 @@ static PyObject *add_image(PyObject *object, PyObject *args, PyObject *kwargs) {
             os_pack_files_set(added->files, (uint32_t)at, fds[at]);
     count = 0; /* the source has them now */
     os_fuse_server *server = self->server;
+    os_source source = source_of(self, added, mapping, origin);
+    if (source.context == NULL)
+        goto failed;
     Py_BEGIN_ALLOW_THREADS;
-    code = os_fuse_server_add(server, mapping, size, os_pack_files_source(added->files), label, expected, &added->id,
-                              &failure);
+    code = os_fuse_server_add(server, mapping, size, source, label, expected, &added->id, &failure);
     Py_END_ALLOW_THREADS;
     if (code != OS_OK) {
+        source.release(source.context);
+        added->files = NULL;
         os_py_raise(&failure);
         goto failed;
     }
@@ -341,6 +379,26 @@ static PyObject *remove_image(PyObject *object, PyObject *argument) {
     Py_RETURN_NONE;
 }
 
+static PyObject *py_link(PyObject *object, PyObject *argument) {
+    object_server *self = (object_server *)object;
+    long fd = PyLong_AsLong(argument);
+    if ((fd == -1 && PyErr_Occurred()) || is_closed(self))
+        return NULL;
+    int copy = duplicate((int)fd);
+    if (copy < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    return PyBool_FromLong(os_fuse_server_link(self->server, copy));
+}
+
+static PyObject *py_linked(PyObject *object, PyObject *unused) {
+    object_server *self = (object_server *)object;
+    (void)unused;
+    if (is_closed(self))
+        return NULL;
+    os_spans *spans = os_fuse_server_spans(self->server);
+    return PyBool_FromLong(spans != NULL && os_spans_linked(spans));
+}
+
 static PyObject *add_pack(PyObject *object, PyObject *args) {
     object_server *self = (object_server *)object;
     unsigned long long id;
@@ -357,7 +415,7 @@ static PyObject *add_pack(PyObject *object, PyObject *args) {
             if (copy < 0)
                 return PyErr_SetFromErrno(PyExc_OSError);
             os_pack_files_set(added->files, row, copy);
-            os_fuse_server_wake(self->server, (const uint8_t *)digest);
+            os_fuse_server_wake(self->server, (const uint8_t *)digest, 0, UINT64_MAX);
             Py_RETURN_NONE;
         }
     }
@@ -440,12 +498,15 @@ static PyObject *statistics(PyObject *object, PyObject *unused) {
     if (is_closed(self))
         return NULL;
     os_fuse_server_statistics(self->server, &s);
-    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", "lookups", s.lookups, "reads",
-                         s.reads, "read_bytes", s.read_bytes, "other", s.other, "errors", s.errors, "parked", s.parked,
-                         "parked_now", s.parked_now, "expired", s.expired, "killed", s.killed, "interrupts",
-                         s.interrupts, "pack_bytes", s.pack_bytes, "decoded_bytes", s.decoded_bytes, "cache_hits",
-                         s.cache_hits, "kept_bytes", s.kept_bytes, "keeps", s.keeps, "images", s.images, "objects",
-                         s.objects, "stores", s.stores, "stored_bytes", s.stored_bytes, "unmounted", s.unmounted);
+    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}",
+                         "lookups", s.lookups, "reads", s.reads, "read_bytes", s.read_bytes, "other", s.other, "errors",
+                         s.errors, "parked", s.parked, "parked_now", s.parked_now, "expired", s.expired, "killed",
+                         s.killed, "interrupts", s.interrupts, "pack_bytes", s.pack_bytes, "decoded_bytes",
+                         s.decoded_bytes, "cache_hits", s.cache_hits, "kept_bytes", s.kept_bytes, "keeps", s.keeps,
+                         "images", s.images, "objects", s.objects, "stores", s.stores, "stored_bytes", s.stored_bytes,
+                         "unmounted", s.unmounted, "fetched", s.spans.fetched, "fetched_bytes", s.spans.fetched_bytes,
+                         "rejected", s.spans.rejected, "evicted", s.spans.evicted, "flying", s.spans.flying, "queued",
+                         s.spans.queued, "links", s.spans.links);
 }
 
 static PyMethodDef methods[] = {
@@ -456,9 +517,12 @@ static PyMethodDef methods[] = {
     {"__enter__", py_enter, METH_NOARGS, NULL},
     {"__exit__", py_exit, METH_VARARGS, NULL},
     {"add_image", (PyCFunction)(void (*)(void))add_image, METH_VARARGS | METH_KEYWORDS,
-     "add_image(tables, packs, *, label, lazy=False, expected=False) -> int: packs are descriptors in blob row order, "
-     "-1 where there is none (yet)."},
+     "add_image(tables, packs, *, label, lazy=False, expected=False, origin=0) -> int: packs are descriptors in blob "
+     "row "
+     "order, -1 where there is none (yet). origin: the fetcher's number for where the others come from; 0: nowhere."},
     {"remove_image", remove_image, METH_O, "remove_image(id): objects that only it had are EIO from now on."},
+    {"link", py_link, METH_O, "link(sock) -> bool: a fetcher's socket, duplicated; False: there is a fetcher already."},
+    {"linked", py_linked, METH_NOARGS, "Whether there is a fetcher."},
     {"add_pack", add_pack, METH_VARARGS, "add_pack(image, digest, fd): a pack that was missing; wakes who waits."},
     {"expect_image", expect_image, METH_NOARGS, "Look-ups of unknown objects wait from now on, until it is added."},
     {"unexpect_image", unexpect_image, METH_NOARGS, "An expected image will not come."},
@@ -474,8 +538,10 @@ static PyType_Slot slots[] = {
     {Py_tp_init, init},
     {Py_tp_dealloc, finalize},
     {Py_tp_methods, methods},
-    {Py_tp_doc, "ObjectServer(fds, *, secret, proc=-1, log=-1, hangup=-1, deadline=120.0, fail_fast=5.0): the object "
-                "server of one FUSE mount, a thread for each descriptor. Descriptors are duplicated."},
+    {Py_tp_doc,
+     "ObjectServer(fds, *, secret, proc=-1, log=-1, hangup=-1, deadline=120.0, fail_fast=5.0, store=None, "
+     "profile=False, memory=-1): the object server of one FUSE mount, a thread for each descriptor. Descriptors "
+     "are duplicated. memory: what a fetcher puts bytes into, sealed, of cext.SLOTS_SIZE bytes."},
     {0, NULL},
 };
 
@@ -492,5 +558,5 @@ int os_py_add_object_server(PyObject *module) {
         return -1;
     int result = PyModule_AddObjectRef(module, "ObjectServer", type);
     Py_DECREF(type);
-    return result;
+    return result < 0 ? -1 : PyModule_AddIntConstant(module, "SLOTS_SIZE", (long)OS_SLOTS_SIZE);
 }

@@ -456,7 +456,7 @@ def test_a_deadline_is_one_deadline_however_often_the_kernel_asks(lazy: tuple[Se
         started = time.monotonic()
         assert fails(lambda: os.pread(fd, 4096, 0)) == errno.EIO
         assert time.monotonic() - started < 0.3
-        assert f"pack {pack} did not come before the deadline" in served.log_text()
+        assert f"pack {pack} at 0: did not come before the deadline" in served.log_text()
         arrive(served, made)
         assert os.pread(fd, 4096, 0) == CONTENTS["large"][:4096]
 
