@@ -3,8 +3,8 @@
 CALLS is JSON, a list of calls, each a list of words. ["snapshot", DIR, FILE] pickles what is seen of a tree; all others
 are words of `onesec`. Prints a line of JSON for each: its status, and what it said on stderr.
 
-Everything is imported before the user changes: an interpreter and a checkout below /root are nobody else's to read.
-The calls have a mount namespace of their own, in which /dev/fuse is everybody's, as udev leaves it.
+The calls have a mount namespace of their own, in which /dev/fuse is everybody's, as udev leaves it, and in which an
+interpreter and a checkout below /root can be read.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ import sys
 import tempfile
 
 import cext
-import registry.skopeo
-import registry.zstd  # noqa: F401
-from lazyfs import container, portable, probe, tree  # noqa: F401
 from onesec.cli.main import main
+from tests.support.command import ROOT
 from tests.support.trees import snapshot
 
 CLONE_NEWNS = 0x20000
+OPEN_TREE_CLONE, MOVE_FROM_FD = 1, 4
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 
 
@@ -40,9 +39,28 @@ def call(words: list[str]) -> dict[str, object]:
     return {"status": status, "stderr": said.getvalue()}
 
 
+def closed_parent(path: str) -> str | None:
+    """The first directory on the way that others may not pass."""
+    at = ""
+    for name in path.split("/")[1:-1]:
+        at += f"/{name}"
+        if not os.stat(at).st_mode & stat.S_IXOTH:
+            return at
+    return None
+
+
+def open_to_all(paths: set[str]) -> None:
+    """Puts an open directory in the place of each closed one, with nothing but these paths in it."""
+    trees = {path: cext.open_tree(-100, path, OPEN_TREE_CLONE) for path in paths if closed_parent(path)}
+    for path, tree in trees.items():
+        if (parent := closed_parent(path)) is not None:
+            cext.mount("tmpfs", parent, "tmpfs", 0, "mode=755")
+        os.makedirs(path, 0o755, exist_ok=True)
+        cext.move_mount(tree, "", -100, path, MOVE_FROM_FD)
+        os.close(tree)
+
+
 def open_fuse_to_all() -> None:
-    cext.unshare(CLONE_NEWNS)
-    cext.mount("none", "/", None, MS_REC | MS_PRIVATE, None)
     device = os.stat("/dev/fuse").st_rdev
     with tempfile.TemporaryDirectory() as directory:
         node = f"{directory}/fuse"
@@ -52,6 +70,9 @@ def open_fuse_to_all() -> None:
 
 
 if __name__ == "__main__":
+    cext.unshare(CLONE_NEWNS)
+    cext.mount("none", "/", None, MS_REC | MS_PRIVATE, None)
+    open_to_all({os.path.realpath(path) for path in (sys.base_prefix, sys.prefix, str(ROOT))})
     open_fuse_to_all()
     user = int(sys.argv[1])
     os.setgroups([])
