@@ -19,12 +19,13 @@ OPEN = os.O_RDONLY | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """tree: the root of the mount. images: numbers of the sets, in order. log: a file."""
+    """tree: the root of the mount. images: numbers of the sets, in order. log: a file. connection: the mount's."""
 
     server: cext.ObjectServer
     tree: int
     images: list[int]
     log: int
+    connection: int
 
     def add(self, objects: ObjectSet, label: str = "image", *, lazy: bool = False, expected: bool = False) -> int:
         with objects.opened() as (tables, packs):
@@ -118,7 +119,7 @@ def serving(
                 store=store,
             )
         )
-        served = Served(server, mount.tree, [], log.fileno())
+        served = Served(server, mount.tree, [], log.fileno(), mount.fds[0])
         for number, objects in enumerate(sets):
             served.add(objects, f"image-{number}", lazy=lazy)
         server.start()
