@@ -19,7 +19,7 @@ PAGE = 4096
 FRAME = 1 << 20
 HEAD_MAX = 64 << 20
 LEVEL = 6  # written once, read at each start; decoding does not get slower
-_TOUCH = struct.Struct("<32sQII")
+_TOUCH = struct.Struct("<32sQIIQQ")
 _HEADER = struct.Struct("<8sIIIIQ")
 _MAGIC = b"OSBOOT01"
 
@@ -47,7 +47,7 @@ class BootPackBytes(Record):
 def touched_pages(touches: bytes) -> list[Page]:
     """Each page that was read, once, in the order of the first reading."""
     pages: dict[Page, None] = {}
-    for identity, offset, size, _ in _TOUCH.iter_unpack(touches):
+    for identity, offset, size, *_ in _TOUCH.iter_unpack(touches):
         for number in range(offset // PAGE, (offset + size + PAGE - 1) // PAGE):
             pages[identity, number] = None
     return list(pages)

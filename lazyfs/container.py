@@ -77,6 +77,7 @@ Streams = tuple[int, int, int]
 _OURS: Streams = (-1, -1, -1)
 
 Note = Callable[[str], None]
+Mark = Callable[[str], None]
 _TIOCSWINSZ = 0x5414
 _PTY_MAJORS = range(136, 144)
 
@@ -98,6 +99,10 @@ class Program(Record):
     kind: Literal["crun", "runc"]
 
 
+def _no_mark(name: str) -> None:
+    """Nobody draws a timeline."""
+
+
 def find_runtime(wanted: str | None) -> Program:
     """The configured runtime, or the first there is. Raises UnsupportedError."""
     for name in (wanted,) if wanted is not None else _RUNTIMES:
@@ -115,18 +120,21 @@ def run(
     *,
     name: str,
     note: Note | None = None,
+    mark: Mark = _no_mark,
 ) -> int:
     """Runs a container to its end; what the client has to exit with.
 
     lowers: borrowed. name: the image, for messages.
     note: gets what the user should know although it is no error.
+    mark: is told the name of each phase at its end.
     """
     arguments(image, options)  # nothing to execute: said before anything is made
     program = find_runtime(settings.runtime)
     with ExitStack() as stack:
         bundle = stack.enter_context(_bundle(settings))
         tree, _ = _overlay(stack, bundle, lowers, settings, name, note)
-        return run_tree(tree, bundle, program, image, options, settings)
+        mark("mount")
+        return run_tree(tree, bundle, program, image, options, settings, mark=mark)
 
 
 @contextmanager
@@ -170,6 +178,7 @@ def run_tree(
     options: RunOptions,
     settings: Settings,
     streams: Streams = _OURS,
+    mark: Mark = _no_mark,
 ) -> int:
     """Runs a container on a detached, writable root file system."""
     root = Root(tree)
@@ -179,7 +188,9 @@ def run_tree(
         mounts = [(tree, os.fsencode(f"{bundle.path}/rootfs"))]
         config = _config(root, bundle, image, options, settings, stack, mounts)
         bundle.write("config.json", json.dumps(config).encode("utf-8", "surrogateescape"))
+        mark("container")
         status = _supervise(program, bundle, mounts, streams, terminal=options.terminal)
+        mark("command")
     return _explain(bundle.read_log(), status)
 
 

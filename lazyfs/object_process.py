@@ -17,7 +17,8 @@ Messages are one JSON object in one packet, with descriptors. Of a client:
     boot     image, pack (name of a boot pack): somebody is going to push it into the page cache. The answer has a
              descriptor of the FUSE connection, and whether the pack's objects are pinned already
     pin      image, pack; descriptors of objects, which stay in the kernel's memory with them. No answer
-    touches  descriptor to write to: what was read, of a server that profiles
+    trace    reads are recorded until this client ends
+    touches  descriptor to write to: what was read while reads were recorded
     keep     image, device ("major:minor" of a mount that uses it): the image stays until that mount is gone
     detach   image
     connection  the answer has a descriptor of the FUSE connection, for one more mount
@@ -317,6 +318,7 @@ class _Client:
     sock: socket.socket
     images: set[int] = field(default_factory=set)
     attach: _Attach | None = None
+    traces: bool = False
 
 
 _CALLS = ("attach", "packs", "share", "boot", "pin", "touches", "connection", "keep", "detach", "statistics")
@@ -342,6 +344,7 @@ class Server:
         self._kept: dict[str, _Kept] = {}  # by metadata or boot pack
         self._until = 0.0  # monotonic: before it the process stays although there is nobody to serve
         self._user = os.geteuid()
+        self._profile = settings.profile
         secret = os.urandom(32)
         deadline = _deadline(settings.deadline_s)
         _raise_descriptor_limit()
@@ -465,6 +468,8 @@ class Server:
             client.attach.close()
         for image in client.images:
             self._detach(image)
+        if client.traces and not self._profile and not any(other.traces for other in self._clients.values()):
+            self._server.record(False)
 
     # -- what a client may ask; fds it takes are taken out of the list
 
@@ -493,6 +498,10 @@ class Server:
         if what == "pin":
             self._pin(client, int(words["image"]), fds)
             return None
+        if what == "trace":
+            client.traces = True
+            self._server.record(True)
+            return {}
         if what == "touches":
             return self._touches(fds)
         if what == "keep":
@@ -509,7 +518,8 @@ class Server:
             images = [{"image": number, "label": image.label} for number, image in self._images.items()]
             return {"statistics": self._server.statistics(), "images": images, "process": os.getpid()}
         raise _Refused(
-            f"got {what!r}, want attach, packs, share, boot, pin, touches, connection, keep, detach or statistics"
+            f"got {what!r}, want attach, packs, share, boot, pin, trace, touches, connection, keep, "
+            "detach or statistics"
         )
 
     def _packs(self, client: _Client, words: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:

@@ -143,8 +143,12 @@ class Attachment:
         for start in range(0, len(objects), _BATCH):
             _send(self._sock, {"op": "pin", "image": self.number}, objects[start : start + _BATCH])
 
+    def trace(self) -> None:
+        """Has reads recorded until this attachment ends."""
+        _ask(self._sock, {"op": "trace"})
+
     def touches(self) -> bytes:
-        """What was read, in order, from a server that profiles (cext.ObjectServer.touches)."""
+        """What was read, in order, while reads were recorded (cext.ObjectServer.touches)."""
         fd = os.memfd_create("onesec-touches", os.MFD_CLOEXEC)
         with open(fd, "rb") as file:
             size = _ask(self._sock, {"op": "touches"}, [fd])[0]["size"]

@@ -25,13 +25,15 @@ from typing import NoReturn
 
 import cext
 from cext.errors import CorruptError, OnesecError
-from cext.record import Record, as_dict
+from cext.record import Record, as_dict, replace
 from lazyfs.objects import Attachment
 
 NAME = "onesec-prefill"
 THREADS = 2
 AHEAD = 8
 """Frames that are read and not yet pushed."""
+
+PROGRESS_MAX = 200  # points of a report: it has to fit into a pipe
 
 _SAMPLES = 48
 _OPEN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -47,16 +49,19 @@ class BootPackFile(Record):
 
 
 class Report(Record):
-    """What the pusher did. frames: pushed of all. objects: pinned. stored: bytes. seconds: from its fork to its end.
+    """What the pusher did. frames: pushed of all. objects: pinned. stored: bytes. started, ended: monotonic seconds.
 
-    kept: the pages were there from an earlier start. error: what ended it early, or empty.
+    progress: when how many bytes were in. kept: the pages were there from an earlier start. error: what ended it early,
+    or empty.
     """
 
     frames: int = 0
     all_frames: int = 0
     objects: int = 0
     stored: int = 0
-    seconds: float = 0.0
+    started: float = 0.0
+    ended: float = 0.0
+    progress: tuple[tuple[float, int], ...] = ()
     kept: bool = False
     error: str = ""
 
@@ -64,7 +69,8 @@ class Report(Record):
 class Prefill:
     """The pusher, seen from the client."""
 
-    def __init__(self, process: int, reader: int) -> None:
+    def __init__(self, process: int, reader: int, pack: BootPackFile) -> None:
+        self.pack = pack
         self._process = process
         self._reader = reader  # owned
         self._report: Report | None = None  # there is one: the process is gone
@@ -76,7 +82,9 @@ class Prefill:
             with suppress(BlockingIOError):
                 data = os.read(self._reader, 1 << 16)
             if data:
-                self._report = Report(**json.loads(data))
+                words = json.loads(data)
+                progress = tuple((when, stored) for when, stored in words.pop("progress"))
+                self._report = Report(**words, progress=progress)
                 os.waitpid(self._process, 0)
         return self._report
 
@@ -114,7 +122,7 @@ def start(attachment: Attachment, pack: BootPackFile) -> Prefill:
     finally:
         os.close(writer)
         os.close(fuse)
-    return Prefill(process, reader)
+    return Prefill(process, reader, pack)
 
 
 def _become_pusher(
@@ -131,7 +139,7 @@ def _become_pusher(
             report = push(pack, attachment.objects, fuse, attachment.pin, pinned=pinned)
         except (OnesecError, OSError) as error:
             report = Report(error=str(error))
-        report = Report(**{**as_dict(report), "seconds": time.monotonic() - started})
+        report = replace(report, started=started, ended=time.monotonic())
     finally:
         with suppress(OSError):
             os.write(result, json.dumps(as_dict(report)).encode())
@@ -185,6 +193,7 @@ class _Push:
         self._lock = threading.Lock()
         self._stored = 0  # guarded by _lock
         self._done = 0  # guarded by _lock
+        self._progress: list[tuple[float, int]] = []  # guarded by _lock
         self._error: Exception | None = None  # guarded by _lock; the first
 
     def run(self, pin: Callable[[list[int]], None]) -> Report:
@@ -202,7 +211,9 @@ class _Push:
         pin(pins)
         if self._error is not None:
             raise self._error
-        return Report(self._done, len(self._boot.frames), len(pins), self._stored)
+        step = max(1, len(self._progress) // PROGRESS_MAX)
+        progress = tuple(self._progress[::step])
+        return Report(self._done, len(self._boot.frames), len(pins), self._stored, progress=progress)
 
     def _feed(self, pins: list[int]) -> None:
         ids, placed, offset = self._boot.objects, 0, self._pack.head_size
@@ -237,6 +248,7 @@ class _Push:
                 with self._lock:
                     self._stored += stored
                     self._done += 1
+                    self._progress.append((time.monotonic(), self._stored))
             self._room.release()
 
 

@@ -276,6 +276,15 @@ static os_answer read_object(os_fuse_worker *self, os_node *node, os_ask *ask, s
     return best;
 }
 
+/* Before the reader's counts are taken away. */
+static os_fuse_from source_of(const os_reader *reader, const os_ask *ask) {
+    if (ask->deadline != 0)
+        return OS_FUSE_FROM_WAITING;
+    if (reader->pack_bytes > 0)
+        return OS_FUSE_FROM_PACK;
+    return reader->kept_bytes > 0 ? OS_FUSE_FROM_STORE : OS_FUSE_FROM_MEMORY;
+}
+
 void os_fuse_answer_read(os_fuse_worker *self, os_ask *ask) {
     os_fuse_server *server = self->server;
     pthread_mutex_lock(&server->lock);
@@ -291,11 +300,12 @@ void os_fuse_answer_read(os_fuse_worker *self, os_ask *ask) {
         size = node->size - ask->offset < ask->size ? (size_t)(node->size - ask->offset) : ask->size;
     for (;;) {
         os_answer answer = size == 0 ? OS_ANSWER_HERE : read_object(self, node, ask, size);
+        os_fuse_from from = source_of(&self->reader, ask);
         add_counts(server, &self->reader);
         if (answer == OS_ANSWER_HERE) {
             atomic_fetch_add(&server->count.read_bytes, size);
-            if (server->options.profile && size > 0)
-                os_fuse_record(server, node, ask->offset, size);
+            if (size > 0 && atomic_load(&server->recording))
+                os_fuse_record(server, node, ask, size, from);
             os_fuse_reply(server, ask->fd, ask->unique, 0, self->reply, size);
             return;
         }

@@ -146,8 +146,24 @@ os_code os_fuse_server_store(os_fuse_server *server, const uint8_t object[OS_ID_
     return OS_OK;
 }
 
-void os_fuse_record(os_fuse_server *server, const os_node *node, uint64_t offset, size_t size) {
+void os_fuse_server_record(os_fuse_server *server, bool on) {
     const os_env *env = server->options.env;
+    os_fuse_touch *old = NULL;
+    pthread_mutex_lock(&server->lock);
+    atomic_store(&server->recording, on);
+    if (!on) {
+        old = server->touch;
+        server->touch = NULL;
+        server->touches = server->touches_room = 0;
+    }
+    pthread_mutex_unlock(&server->lock);
+    if (old != NULL)
+        env->release(env->context, old);
+}
+
+void os_fuse_record(os_fuse_server *server, const os_node *node, const os_ask *ask, size_t size, os_fuse_from from) {
+    const os_env *env = server->options.env;
+    uint64_t now = os_fuse_now(server);
     pthread_mutex_lock(&server->lock);
     if (server->touches == server->touches_room && server->touches < OS_FUSE_TOUCHES_MAX) {
         size_t room = server->touches_room == 0 ? 4096 : 2 * server->touches_room;
@@ -164,9 +180,11 @@ void os_fuse_record(os_fuse_server *server, const os_node *node, uint64_t offset
     if (server->touches < server->touches_room) {
         os_fuse_touch *touch = &server->touch[server->touches++];
         memcpy(touch->object, node->object, OS_ID_SIZE);
-        touch->offset = offset;
+        touch->offset = ask->offset;
         touch->size = (uint32_t)size;
-        touch->zero = 0;
+        touch->from = from;
+        touch->began = ask->began != 0 ? ask->began : now;
+        touch->ended = now;
     }
     pthread_mutex_unlock(&server->lock);
 }

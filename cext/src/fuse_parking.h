@@ -22,6 +22,7 @@ typedef struct os_ask {
     uint32_t pid;
     uint32_t size; /* READ */
     uint64_t unique, node, offset;
+    uint64_t began;             /* READ, while reads are recorded: ns */
     uint64_t deadline;          /* ns; 0: never parked so far */
     uint64_t arrivals;          /* the server's count when it was last tried */
     uint8_t object[OS_ID_SIZE]; /* LOOKUP */

@@ -38,7 +38,7 @@ struct os_fuse_server {
     os_fuse_worker worker[OS_FUSE_THREADS_MAX + OS_FUSE_KEEPERS]; /* the keepers are the last */
     unsigned workers;                                             /* immutable, with the keepers */
     os_spans *spans; /* owned, immutable; NULL: nothing comes from far away */
-    atomic_bool stopping;
+    atomic_bool stopping, recording;
 
     pthread_mutex_t lock; /* guards the rest, but for count */
     pthread_cond_t parked_changed;
@@ -50,7 +50,7 @@ struct os_fuse_server {
     int expected;
     uint64_t arrivals;
     uint64_t next_look;   /* ns: when the keepers look for what is late or interrupted */
-    os_fuse_touch *touch; /* owned; only of a server that profiles */
+    os_fuse_touch *touch; /* owned */
     size_t touches, touches_room;
 
     struct {
@@ -71,8 +71,9 @@ void os_fuse_reply_statfs(os_fuse_server *server, int fd, uint64_t unique);
 /* fuse_answer.c. Each ends with an answer, or with the request parked. */
 void os_fuse_answer_lookup(os_fuse_server *server, os_ask *ask);
 void os_fuse_answer_read(os_fuse_worker *self, os_ask *ask);
-void os_fuse_fail(os_fuse_server *server, const os_ask *ask);                                   /* EIO */
-void os_fuse_record(os_fuse_server *server, const os_node *node, uint64_t offset, size_t size); /* fuse_images.c */
+void os_fuse_fail(os_fuse_server *server, const os_ask *ask); /* EIO */
+/* fuse_images.c */
+void os_fuse_record(os_fuse_server *server, const os_node *node, const os_ask *ask, size_t size, os_fuse_from from);
 
 /* EIO, now and for a while: what it waited for did not come before the deadline. */
 void os_fuse_expire(os_fuse_server *server, const os_ask *ask);

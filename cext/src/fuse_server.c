@@ -103,7 +103,8 @@ static void serve_request(os_fuse_worker *self, size_t length) {
                       .unique = request.unique,
                       .node = request.node,
                       .offset = request.read.offset,
-                      .size = request.read.size};
+                      .size = request.read.size,
+                      .began = atomic_load(&server->recording) ? os_fuse_now(server) : 0};
         atomic_fetch_add(&server->count.reads, 1);
         os_fuse_answer_read(self, &ask);
         return;
@@ -221,6 +222,7 @@ os_code os_fuse_server_make(const os_fuse_options *options, os_fuse_server **out
     memset(server, 0, sizeof *server);
     server->options = *options;
     server->options.fds = NULL;
+    atomic_store(&server->recording, options->profile);
     os_log_init(&server->log, env, options->log);
     os_frame_cache_init(&server->cache);
     pthread_mutex_init(&server->lock, NULL);

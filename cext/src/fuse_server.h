@@ -17,7 +17,7 @@
 
 #define OS_FUSE_THREADS_MAX 32u
 #define OS_FUSE_PARKED_MAX 65536u
-#define OS_FUSE_TOUCHES_MAX (4u << 20) /* recorded; later ones are not */
+#define OS_FUSE_TOUCHES_MAX (1u << 20) /* recorded; later ones are not */
 
 typedef struct os_fuse_server os_fuse_server;
 
@@ -37,11 +37,19 @@ typedef struct os_fuse_options {
     bool profile; /* no read-ahead, so that each page that is touched is asked for; reads are recorded */
 } os_fuse_options;
 
-/* One READ, of a server that profiles, in the order of the answers. */
+typedef enum os_fuse_from {
+    OS_FUSE_FROM_MEMORY,
+    OS_FUSE_FROM_STORE,
+    OS_FUSE_FROM_PACK,
+    OS_FUSE_FROM_WAITING
+} os_fuse_from;
+
+/* One READ, in the order of the answers, while reads are recorded. */
 typedef struct os_fuse_touch {
     uint8_t object[OS_ID_SIZE];
     uint64_t offset;
-    uint32_t size, zero;
+    uint32_t size, from;   /* from: where the slowest of its bytes were, os_fuse_from */
+    uint64_t began, ended; /* env's clock, ns; began: of the request */
 } os_fuse_touch;
 
 typedef struct os_fuse_statistics {
@@ -87,6 +95,8 @@ os_spans *os_fuse_server_spans(os_fuse_server *server);
 os_code os_fuse_server_store(os_fuse_server *server, const uint8_t object[OS_ID_SIZE], uint64_t offset,
                              const void *data, size_t size, size_t *stored, os_failure *failure);
 
+/* Reads are recorded from now on, or no more and what was recorded is forgotten. */
+void os_fuse_server_record(os_fuse_server *server, bool on);
 /* How many touches there are, and up to room of them from row first on. */
 size_t os_fuse_server_touches(os_fuse_server *server, size_t first, os_fuse_touch *out, size_t room);
 

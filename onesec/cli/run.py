@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 from cext.errors import UsageError
 from lazyfs.container import Settings
 from lazyfs.errors import ContainerError
 from lazyfs.runtime_config import Network, RunOptions, Volume, image_config
 from onesec.config import Config
+
+if TYPE_CHECKING:
+    from lazyfs.prefill import Prefill
+    from onesec.images import ServedImage
 
 EXIT_FAILED = 125
 
@@ -24,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--net", choices=("host", "none"), default="host", help="default: host")
     parser.add_argument("-t", "--tty", action="store_true", help="a terminal; by itself when stdin and stdout are one")
     parser.add_argument("-i", "--interactive", action="store_true", help="stdin is always passed; for podman's users")
+    parser.add_argument("--timeline", metavar="FILE", help="draw where the time went, as HTML; - prints a table")
     parser.add_argument("reference", metavar="REF", help="image")
     command = parser.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="default: the image's")
     command.required = False  # argparse says it is, and then names it beside a missing REF
@@ -33,20 +39,26 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     options = parse_options(arguments, dict(os.environ), terminal=os.isatty(0) and os.isatty(1))
     from lazyfs import container
     from lazyfs.probe import probe
-    from onesec.images import prefilled, served_image
+    from onesec.images import opened_image, prefilled, serve
 
+    story = _story(arguments.timeline)
     probe().require()
-    with served_image(arguments.reference, config) as served, prefilled(served):
-        image = served.image
+    with opened_image(arguments.reference, config) as image:
+        story.mark("index")
         try:
-            return container.run(
-                served.lowers,
-                image_config(image.config),
-                options,
-                settings(config),
-                name=image.name,
-                note=_note,
-            )
+            with serve(image, config) as served, prefilled(served) as prefill:
+                story.attached(served)
+                status = container.run(
+                    served.lowers,
+                    image_config(image.config),
+                    options,
+                    settings(config),
+                    name=image.name,
+                    note=_note,
+                    mark=story.mark,
+                )
+                story.tell(served, prefill, options.command, status)
+                return status
         except ContainerError as error:
             if error.status == EXIT_FAILED:
                 raise
@@ -55,6 +67,59 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
             complain(str(error), error.hint)
             sys.stderr.flush()
             return error.status
+
+
+class _Story:
+    """The timeline of a call that nobody asked one for."""
+
+    def mark(self, name: str) -> None:
+        """A phase ended."""
+
+    def attached(self, served: ServedImage) -> None:
+        """The image is served."""
+
+    def tell(self, served: ServedImage, prefill: Prefill | None, command: Sequence[str], status: int) -> None:
+        """The container has ended."""
+
+
+class _ToldStory(_Story):
+    """One that is drawn. Its modules are imported at the end: they are not part of a start."""
+
+    def __init__(self, place: str) -> None:
+        from lazyfs.timeline import Timeline
+
+        self._place = place
+        self._timeline = Timeline()
+        self.mark = self._timeline.mark  # type: ignore[method-assign]
+        self.mark("interpreter")
+
+    def attached(self, served: ServedImage) -> None:
+        served.attachment.trace()
+        self.mark("server")
+
+    def tell(self, served: ServedImage, prefill: Prefill | None, command: Sequence[str], status: int) -> None:
+        from onesec import timeline_page
+
+        image = served.image
+        record = self._timeline.record(
+            served.attachment,
+            image=image.name,
+            digest=str(image.digest),
+            command=list(command),
+            status=status,
+            erofs=image.erofs,
+            boot=None if prefill is None else prefill.pack,
+            report=None if prefill is None else prefill.report(),
+        )
+        if self._place == "-":
+            sys.stderr.write(timeline_page.table(record))
+            return
+        with open(self._place, "w", encoding="utf-8") as file:
+            file.write(timeline_page.page(record))
+
+
+def _story(place: str | None) -> _Story:
+    return _Story() if place is None else _ToldStory(place)
 
 
 def settings(config: Config) -> Settings:

@@ -24,7 +24,7 @@ def made(pages: list[Page], contents: Mapping[bytes, bytes]) -> BootPackBytes:
 
 
 def touch(identity: bytes, offset: int, size: int) -> bytes:
-    return struct.pack("<32sQII", identity, offset, size, 0)
+    return struct.pack("<32sQIIQQ", identity, offset, size, 0, 0, 0)
 
 
 def test_each_page_that_was_read_counts_once_in_the_order_of_the_first_reading() -> None:
