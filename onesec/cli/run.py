@@ -6,7 +6,8 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
 
 from cext.errors import UsageError
 from lazyfs.container import Settings
@@ -98,7 +99,7 @@ class _ToldStory(_Story):
         self.mark("server")
 
     def tell(self, served: ServedImage, prefill: Prefill | None, command: Sequence[str], status: int) -> None:
-        from onesec import timeline_page
+        timeline_page: Any = import_module("onesec.timeline_page")
 
         image = served.image
         record = self._timeline.record(
