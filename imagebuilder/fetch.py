@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from imagebuilder.errors import BadWheelError, FetchError
 from imagebuilder.solve import PinnedWheel
+
+Credentials = Callable[[str], tuple[str, str] | None]
 
 _STEP = 1 << 20
 _TIMEOUT = 60.0  # seconds without a byte
@@ -26,10 +29,14 @@ def wheel_file(
     wheel: PinnedWheel,
     *,
     cert: str | None = None,
+    credentials: Credentials | None = None,
     directory: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[int]:
-    """A descriptor of the wheel, its SHA-256 checked. cert: CA bundle. directory: for what is downloaded."""
+    """A descriptor of the wheel, its SHA-256 checked. cert: CA bundle. directory: for what is downloaded.
+
+    credentials: gives name and password for a host and port; they go to it and not where it redirects to.
+    """
     parts = urlsplit(wheel.url)
     note = progress or (lambda _: None)
     if parts.scheme == "file":
@@ -45,7 +52,7 @@ def wheel_file(
                 raise FetchError(wheel.filename, "changed while it was read")
     elif parts.scheme in ("http", "https"):
         with tempfile.TemporaryFile(dir=directory, prefix="onesec-wheel-") as file:
-            _download(wheel, file, cert, note)
+            _download(wheel, file, cert, credentials, note)
             yield file.fileno()
     else:
         raise FetchError(wheel.filename, f"got a {parts.scheme!r} address, want https, http or file")
@@ -69,12 +76,14 @@ def _check(wheel: PinnedWheel, got: str) -> None:
         raise BadWheelError(wheel.filename, f"got sha256:{got}, want sha256:{wheel.sha256}")
 
 
-def _download(wheel: PinnedWheel, file: IO[bytes], cert: str | None, note: Callable[[int], None]) -> None:
+def _download(
+    wheel: PinnedWheel, file: IO[bytes], cert: str | None, credentials: Credentials | None, note: Callable[[int], None]
+) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         file.seek(0)
         file.truncate()
         try:
-            _check(wheel, _receive(wheel, file, cert, note))
+            _check(wheel, _receive(wheel, _request(wheel, credentials), file, cert, note))
             file.flush()
             return
         except FetchError as error:
@@ -82,14 +91,29 @@ def _download(wheel: PinnedWheel, file: IO[bytes], cert: str | None, note: Calla
                 raise
 
 
-def _receive(wheel: PinnedWheel, file: IO[bytes], cert: str | None, note: Callable[[int], None]) -> str:
+def _request(wheel: PinnedWheel, credentials: Credentials | None) -> urllib.request.Request:
+    parts = urlsplit(wheel.url)
+    host = parts.netloc.rpartition("@")[2]
+    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)))
+    pair = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
+    if pair is None and credentials is not None:
+        pair = credentials(host)
+    if pair is not None:
+        word = base64.b64encode(":".join(pair).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {word}")
+    return request
+
+
+def _receive(
+    wheel: PinnedWheel, request: urllib.request.Request, file: IO[bytes], cert: str | None, note: Callable[[int], None]
+) -> str:
     import ssl
 
     hasher = hashlib.sha256()
     size = 0
     try:
         context = ssl.create_default_context(cafile=cert)
-        with urllib.request.urlopen(wheel.url, timeout=_TIMEOUT, context=context) as answer:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT, context=context) as answer:
             while data := answer.read(_STEP):
                 size += len(data)
                 if size > _WHEEL_MAX:
@@ -107,6 +131,32 @@ def _receive(wheel: PinnedWheel, file: IO[bytes], cert: str | None, note: Callab
     if wheel.size is not None and size < wheel.size:
         raise FetchError(wheel.filename, f"got {size} of {wheel.size} bytes", retryable=True)
     return hasher.hexdigest()
+
+
+def credentials_for(urls: Iterable[str], environment: Mapping[str, str]) -> Credentials:
+    """Those that the addresses of indexes have in them, else those of netrc, as pip looks for them."""
+    known: dict[str, tuple[str, str]] = {}
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.username:
+            host = parts.netloc.rpartition("@")[2]
+            known.setdefault(host, (unquote(parts.username), unquote(parts.password or "")))
+
+    def find(host: str) -> tuple[str, str] | None:
+        return known.get(host) or _netrc(host, environment)
+
+    return find
+
+
+def _netrc(host: str, environment: Mapping[str, str]) -> tuple[str, str] | None:
+    import netrc
+
+    path = environment.get("NETRC") or os.path.expanduser("~/.netrc")
+    try:
+        found = netrc.netrc(path).authenticators(urlsplit(f"//{host}").hostname or host)
+    except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+        return None
+    return None if found is None else (found[0], found[2] or "")
 
 
 def certificate(environment: Mapping[str, str], setting: str | None) -> str | None:

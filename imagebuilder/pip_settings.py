@@ -52,6 +52,10 @@ def hide_credentials(text: str) -> str:
     return _USERINFO.sub("", text)
 
 
+def has_credentials(text: str) -> bool:
+    return _USERINFO.search(text) is not None
+
+
 def files(environment: Mapping[str, str]) -> tuple[str, ...]:
     """The files that pip would read, weakest first."""
     chosen = environment.get("PIP_CONFIG_FILE")

@@ -34,6 +34,7 @@ from imagebuilder.layer import (
     entry,
     layer_from_overlay_upper,
 )
+from imagebuilder.pip_settings import PipSettings
 from imagebuilder.plan import Context, Inputs, Plan, Step, image_config, settings_for
 from imagebuilder.progress import Progress
 from imagebuilder.sandbox import HOST_FILES, Command, Sandbox
@@ -176,7 +177,7 @@ class _Execution:
 
         async def one(wheel: solve.PinnedWheel) -> None:
             async with downloads:
-                records[wheel.name] = await self._wheel(wheel, home, settings.cert)
+                records[wheel.name] = await self._wheel(wheel, home, settings)
 
         async with trio.open_nursery() as nursery:
             for wheel in pinned:
@@ -193,17 +194,25 @@ class _Execution:
             return python.of_debian(debian.release_for(base.python_version), self._inputs.architecture)
         return python.of_tree(self._world.open_tree(below).names, self._inputs.architecture)
 
-    async def _wheel(self, wheel: solve.PinnedWheel, home: python.Python, setting: str | None) -> LayerRecord:
+    async def _wheel(self, wheel: solve.PinnedWheel, home: python.Python, settings: PipSettings) -> LayerRecord:
         """Each wheel is made once for a place, whatever image asked first."""
         key = "wheel-" + wheel_key(wheel.sha256, home.places)
         record = self._layout.recall(key)
         if record is not None:
             return record
-        cert = fetch.certificate(self._world.environment, setting)
+        environment = self._world.environment
+        urls = filter(None, (settings.index_url, *settings.extra_index_url, *settings.find_links))
+        cert, credentials = fetch.certificate(environment, settings.cert), fetch.credentials_for(urls, environment)
         with ExitStack() as stack:
             fd: int = await self._blocking(
                 lambda: stack.enter_context(
-                    fetch.wheel_file(wheel, cert=cert, directory=self._layout.images, progress=self._progress.advance)
+                    fetch.wheel_file(
+                        wheel,
+                        cert=cert,
+                        credentials=credentials,
+                        directory=self._layout.images,
+                        progress=self._progress.advance,
+                    )
                 )
             )
             opened = stack.enter_context(Wheel(fd, wheel.filename))

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from cext.errors import UnsupportedError
 from imagebuilder.errors import SolveError
-from imagebuilder.pip_settings import PipSettings, hide_credentials
+from imagebuilder.pip_settings import PipSettings, has_credentials, hide_credentials
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WHEEL = re.compile(r"[A-Za-z0-9_.+!]+(-[A-Za-z0-9_.+!]+){4,5}\.whl")
@@ -81,13 +81,14 @@ def find_uv() -> str:
 
 
 def flags(settings: PipSettings, environment: Mapping[str, str]) -> list[str]:
-    """pip's settings in the words of uv. Pure."""
+    """pip's settings in the words of uv, but for what `surroundings` says. Pure."""
     words: list[str] = []
     if settings.index_url and not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & environment.keys():
-        words += ["--default-index", settings.index_url]
+        words += [] if has_credentials(settings.index_url) else ["--default-index", settings.index_url]
     for field, (flag, variables) in _LISTS.items():
-        if not set(variables) & environment.keys():
-            for value in getattr(settings, field):
+        values: Sequence[str] = getattr(settings, field)
+        if not set(variables) & environment.keys() and not any(map(has_credentials, values)):
+            for value in values:
                 words += [flag, value]
     if settings.cert and "SSL_CERT_FILE" not in environment:
         words += ["--cert", settings.cert]
@@ -99,10 +100,19 @@ def flags(settings: PipSettings, environment: Mapping[str, str]) -> list[str]:
 
 
 def surroundings(settings: PipSettings, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment uv runs in: ours, with what pip's settings say about proxies and client certificates."""
+    """The environment uv runs in: ours, with what pip's settings say about proxies and client certificates, and with
+    what has credentials in it: everybody on the host can read the words of a call.
+    """
     more = {}
+    if settings.index_url and has_credentials(settings.index_url):
+        more["UV_DEFAULT_INDEX"] = settings.index_url
+    for field, (_, variables) in _LISTS.items():
+        values: Sequence[str] = getattr(settings, field)
+        if any(map(has_credentials, values)):
+            more[variables[-1]] = ("," if field == "find_links" else " ").join(values)
+    more = {name: value for name, value in more.items() if name not in environment}
     if settings.proxy:
-        more = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), settings.proxy)
+        more |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), settings.proxy)
     if settings.client_cert:
         more["SSL_CLIENT_CERT"] = settings.client_cert
     return {**environment, **more, "UV_NO_PROGRESS": "1", "NO_COLOR": "1"}

@@ -34,6 +34,7 @@ from lazyfs.runtime_config import (
     Bind,
     ImageConfig,
     Machine,
+    PrivateFile,
     RunOptions,
     arguments,
     environment,
@@ -187,7 +188,11 @@ def run_tree(
         root.check_kernel_targets()
         mounts = [(tree, os.fsencode(f"{bundle.path}/rootfs"))]
         config = _config(root, bundle, image, options, settings, stack, mounts)
-        bundle.write("config.json", json.dumps(config).encode("utf-8", "surrogateescape"))
+        # It has the environment, which may be secret: in memory, and so is the runtime's state, which has a copy.
+        document = PrivateFile("config.json", json.dumps(config).encode("utf-8", "surrogateescape"))
+        os.mkdir("private", 0o700, dir_fd=bundle.fd)
+        private = _owned(stack, mount.private([document], (os.geteuid(), os.getegid()), name="bundle"))
+        mounts.append((private, os.fsencode(f"{bundle.path}/private")))
         mark("container")
         status = _supervise(program, bundle, mounts, streams, terminal=options.terminal)
         mark("command")
@@ -506,11 +511,11 @@ def _supervise(
     program: Program, bundle: Bundle, mounts: Sequence[tuple[int, bytes]], streams: Streams, *, terminal: bool
 ) -> int:
     """Starts the runtime, passes signals on, waits. A death by signal is 128 + its number."""
-    words = [program.path, "--root", f"{bundle.path}/state", "--log", f"{bundle.path}/log"]
+    words = [program.path, "--root", f"{bundle.path}/private/state", "--log", f"{bundle.path}/log"]
     if program.kind == "crun":
         # Nothing is limited, so no cgroup is needed; it also is what works on v1, v2 and hybrid hosts alike.
         words.append("--cgroup-manager=disabled")
-    words += ["run", "--bundle", bundle.path, bundle.id]
+    words += ["run", "--bundle", f"{bundle.path}/private", bundle.id]
     hybrid = [os.fsencode(_HYBRID)] if os.path.isdir(_HYBRID) else []
     with _SignalRelay(terminal=terminal) as relay:
         child = cext.launch(
