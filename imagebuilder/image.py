@@ -26,7 +26,7 @@ from cext.errors import UsageError
 _PYTHON = re.compile(r"3\.[0-9]{1,2}")
 _DEBIAN_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-_SECRET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _HERE = os.path.dirname(__file__)
 
 
@@ -195,7 +195,7 @@ class Image:
             _refuse("run", "nothing", "commands", where)
         names = _one_or_more(secrets, "run: secrets", where)
         for name in names:
-            if not _SECRET.fullmatch(name):
+            if not SECRET_NAME.fullmatch(name):
                 _refuse("run: secrets", name, "ids of letters, digits, _ . -", where)
         return self._with(Run(words, tuple(sorted(set(names)))), where)
 

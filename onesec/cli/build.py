@@ -10,6 +10,7 @@ from typing import Any
 
 from cext.errors import UsageError
 from imagebuilder import local, pip_settings, progress
+from imagebuilder.image import SECRET_NAME
 from imagebuilder.load import default_tag, load_image, split
 from imagebuilder.plan import Inputs, Plan, plan
 from onesec.config import Config
@@ -54,10 +55,13 @@ def parse_secret(text: str) -> tuple[str, str]:
     first, comma, second = text.partition(",")
     if not first.startswith("id=") or not comma or not second.startswith("src="):
         raise UsageError(f"--secret: got {text!r}, want id=NAME,src=FILE")
+    name = first[3:]
+    if not SECRET_NAME.fullmatch(name):
+        raise UsageError(f"--secret: id: got {name!r}, want a name of letters, digits, _ . -")
     path = os.path.abspath(second[4:])
     if not os.path.isfile(path):
         raise UsageError(f"--secret: {path}: no such file")
-    return first[3:], path
+    return name, path
 
 
 def _show(steps: Plan, config: Config) -> int:
