@@ -40,7 +40,7 @@ def make(files: int, *, average: int = 50_000, seed: int = 1) -> Synthetic:
     for number in range(files):
         if number % FILES_IN_DIRECTORY == 0:
             directory = _directory(number // FILES_IN_DIRECTORY, chance)
-        size = chance.randrange(1, 12_000) if number % 2 else chance.randrange(1, 4 * average - 24_000)
+        size = chance.randrange(1, 12_000) if number % 2 else chance.randrange(1, 4 * average - 12_000)
         lengths = [CHUNK] * (size // CHUNK) + ([size % CHUNK] if size % CHUNK else [])
         own = [(chance.randbytes(32), length) for length in lengths]
         chunks += own
