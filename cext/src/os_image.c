@@ -234,12 +234,15 @@ static bool read_kept(const reading *r, const piece *p, size_t from, size_t take
     return true;
 }
 
+static bool is_far(const reading *r, const piece *p) {
+    const os_source *source = &r->image->source;
+    return source->far != NULL && source->far(source->context, p->blob);
+}
+
 /* A verified chunk for the store: what came over the network at once, other things if they are read again. */
 static void keep(const reading *r, const piece *p, const uint8_t *data) {
-    os_source *source = &r->image->source;
-    bool far = source->far != NULL && source->far(source->context, p->blob);
-    r->reader->keeps += far ? os_shelf_keep(r->reader->store, id_of(r, p), algorithm_of(r), data, p->length)
-                            : os_shelf_offer(r->reader->store, id_of(r, p), algorithm_of(r), data, p->length);
+    r->reader->keeps += is_far(r, p) ? os_shelf_keep(r->reader->store, id_of(r, p), algorithm_of(r), data, p->length)
+                                     : os_shelf_offer(r->reader->store, id_of(r, p), algorithm_of(r), data, p->length);
 }
 
 /* Part of a frame, through the cache. */
@@ -265,7 +268,7 @@ static os_answer read_cached(const reading *r, const piece *p, size_t from, size
     os_answer answer = verify(r, p, data, p->length);
     if (answer == OS_ANSWER_HERE) {
         memcpy(out, data + from, take);
-        if (decoded)
+        if (decoded || is_far(r, p))
             keep(r, p, data);
     }
     if (slot != NULL)
@@ -355,7 +358,8 @@ static os_answer want_all(const reading *r) {
         const piece p = piece_of(t, chunk, part);
         if (!piece_sound(t, &p) || is_near(r, &p))
             continue; /* what is unsound is found out when it is read */
-        if (source->want(source->context, p.blob, p.packed, p.offset) == OS_ANSWER_PENDING && all == OS_ANSWER_HERE) {
+        if (source->want(source->context, p.blob, p.packed, p.offset, r->failure) == OS_ANSWER_PENDING &&
+            all == OS_ANSWER_HERE) {
             all = OS_ANSWER_PENDING;
             say_where(r, &p);
         }

@@ -20,8 +20,9 @@ typedef struct os_source {
     void *context; /* owned by the source */
     /* Exactly size bytes at offset. PENDING: they were asked for; failure says what went wrong so far, or nothing. */
     os_answer (*read)(void *context, uint32_t blob, void *buffer, size_t size, uint64_t offset, os_failure *failure);
-    /* NULL: everything is as near as it will ever be. Else: the range will be read; what is far comes nearer. */
-    os_answer (*want)(void *context, uint32_t blob, size_t size, uint64_t offset);
+    /* NULL: everything is as near as it will ever be. Else: the range will be read; what is far comes nearer. failure:
+     * as with read. */
+    os_answer (*want)(void *context, uint32_t blob, size_t size, uint64_t offset, os_failure *failure);
     /* Whether the blob's bytes come from far away, so that what is read is worth keeping. May be NULL: no. */
     bool (*far)(void *context, uint32_t blob);
     /* The bytes that read gave turned out wrong. Returns whether others may come; then read says PENDING until they

@@ -394,7 +394,18 @@ static span *want(os_spans *spans, const os_blob *blob, uint64_t index, bool pre
     return it;
 }
 
-os_answer os_spans_want(os_spans *spans, const os_blob *blob, uint64_t offset, size_t size, bool prefetch) {
+/* Lock held. Why the span is not here, if something is known. */
+static void say_why(const os_spans *spans, const span *it, os_failure *failure) {
+    if (it == NULL)
+        os_fail(failure, OS_LIMIT, "more than %u spans are waited for", OS_SPANS_MAX);
+    else if (it->cause[0] != '\0')
+        os_fail(failure, OS_MISSING, "%s", it->cause);
+    else if (spans->sock < 0)
+        os_fail(failure, OS_MISSING, "there is no fetcher");
+}
+
+os_answer os_spans_want(os_spans *spans, const os_blob *blob, uint64_t offset, size_t size, bool prefetch,
+                        os_failure *failure) {
     os_answer answer = OS_ANSWER_HERE;
     if (!inside(blob, offset, size))
         return OS_ANSWER_FAILED;
@@ -402,8 +413,10 @@ os_answer os_spans_want(os_spans *spans, const os_blob *blob, uint64_t offset, s
     uint64_t now = now_of(spans), last = (offset + size - 1) / OS_FETCH_SPAN;
     for (uint64_t index = offset / OS_FETCH_SPAN; index <= last; index++) {
         const span *it = want(spans, blob, index, prefetch, now);
-        if (!is_here(it))
-            answer = OS_ANSWER_PENDING;
+        if (is_here(it))
+            continue;
+        answer = OS_ANSWER_PENDING;
+        say_why(spans, it, failure);
     }
     if (answer == OS_ANSWER_PENDING)
         send_queued(spans);
@@ -429,12 +442,7 @@ static os_answer read_one(os_spans *spans, const os_blob *blob, uint64_t index, 
     uint64_t now = now_of(spans);
     span *it = want(spans, blob, index, false, now);
     if (!is_here(it)) {
-        if (it == NULL)
-            os_fail(failure, OS_LIMIT, "more than %u spans are waited for", OS_SPANS_MAX);
-        else if (it->cause[0] != '\0')
-            os_fail(failure, OS_MISSING, "%s", it->cause);
-        else if (spans->sock < 0)
-            os_fail(failure, OS_MISSING, "there is no fetcher");
+        say_why(spans, it, failure);
         send_queued(spans);
         pthread_mutex_unlock(&spans->lock);
         return OS_ANSWER_PENDING;
@@ -462,7 +470,8 @@ os_answer os_spans_read(os_spans *spans, const os_blob *blob, void *buffer, size
         os_fail(failure, OS_CORRUPT, "the blob ends at %llu", (unsigned long long)blob->size);
         return OS_ANSWER_FAILED;
     }
-    os_answer answer = os_spans_want(spans, blob, offset, size, false); /* all at once, not one after the other */
+    os_answer answer =
+        os_spans_want(spans, blob, offset, size, false, failure); /* all at once, not one after the other */
     while (size > 0) {
         size_t from = offset % OS_FETCH_SPAN, part = OS_FETCH_SPAN - from < size ? OS_FETCH_SPAN - from : size;
         answer = read_one(spans, blob, offset / OS_FETCH_SPAN, from, part, out, failure);

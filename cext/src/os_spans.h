@@ -52,9 +52,11 @@ void os_spans_free(os_spans *spans); /* may be NULL; nothing reads from it any m
 bool os_spans_link(os_spans *spans, int sock);
 bool os_spans_linked(os_spans *spans);
 
-/* Says that a range will be read: what is not here is fetched. HERE: all of it is. */
-os_answer os_spans_want(os_spans *spans, const os_blob *blob, uint64_t offset, size_t size, bool prefetch);
-/* A copy of the bytes, or PENDING: then they are wanted, and failure says what went wrong so far, or nothing. */
+/* Says that a range will be read: what is not here is fetched. HERE: all of it is. PENDING: failure says what went
+ * wrong so far, or nothing. */
+os_answer os_spans_want(os_spans *spans, const os_blob *blob, uint64_t offset, size_t size, bool prefetch,
+                        os_failure *failure);
+/* A copy of the bytes, or PENDING: then they are wanted. */
 os_answer os_spans_read(os_spans *spans, const os_blob *blob, void *buffer, size_t size, uint64_t offset,
                         os_failure *failure);
 /* The range that was read is wrong: it is fetched again, from another source if there is one. */

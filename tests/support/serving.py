@@ -101,6 +101,7 @@ def serving(
     deadline: float = 60.0,
     fail_fast: float = 5.0,
     store: cext.Store | None = None,
+    memory: int = -1,
 ) -> Iterator[Served]:
     with ExitStack() as stack:
         mount = make_object_mount(threads)
@@ -117,6 +118,7 @@ def serving(
                 deadline=deadline,
                 fail_fast=fail_fast,
                 store=store,
+                memory=memory,
             )
         )
         served = Served(server, mount.tree, [], log.fileno(), mount.fds[0])
