@@ -53,6 +53,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 _NEXT = re.compile(r'<([^<>]+)>(?=[^,]*;\s*rel="?next"?(?:[;,\s]|$))')
 _PAGES_MAX = 1000
 _TAGS_MAX = 1_000_000
+_PROGRESS = 64 << 10  # bytes that a connection has to bring to count as one that works
 _NESTED_MAX = 3  # an index in an index in an index
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 T = TypeVar("T")
@@ -291,7 +292,7 @@ class Repository:
                 except RegistryError as error:
                     broken = error
             if broken is not None:
-                failures = 1 if at > begin else failures + 1  # only what does not move at all is given up
+                failures = 1 if at - begin >= _PROGRESS else failures + 1  # what hardly moves is given up
                 await session.pause(failures, broken)
         return Digest("sha256:" + hasher.hexdigest())
 

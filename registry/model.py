@@ -33,6 +33,8 @@ BOOTPACK = "application/vnd.onesec.bootpack.v1"
 
 HEAD_DIGEST = "vnd.onesec.bootpack.head.digest"
 HEAD_SIZE = "vnd.onesec.bootpack.head.size"
+_AT_ONCE = (EROFS, TABLES, LAYER, BOOTPACK)  # what a mount needs before its first read
+
 DECODED_DIGEST = "vnd.onesec.decoded.digest"
 DECODED_SIZE = "vnd.onesec.decoded.size"
 FORMAT = "vnd.onesec.format"
@@ -264,6 +266,13 @@ class Manifest(Record):
     def blobs(self) -> tuple[Descriptor, ...]:
         """Everything the manifest needs beside itself."""
         return (self.config, *self.layers)
+
+    @property
+    def lazy(self) -> tuple[Descriptor, ...]:
+        """The blobs that may stay at a registry until they are read: packs, and whatever is neither index nor boot
+        pack.
+        """
+        return tuple(layer for layer in self.layers if not layer.media_type.startswith(_AT_ONCE))
 
     def only(self, media_type: str) -> Descriptor:
         found = [layer for layer in self.layers if layer.media_type == media_type]

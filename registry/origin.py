@@ -106,7 +106,10 @@ def redirected(url: str, location: str, hosts: Hosts, who: str) -> str:
     """Where an answer of url sends us: https, or a host that is configured for plain http."""
     if len(location) > URL_MAX or not _VISIBLE.fullmatch(location):
         raise BadAnswerError(who, f"redirect to {location[:100]!r}: not a URL")
-    target = urljoin(url, location).partition("#")[0]
+    try:
+        target = urljoin(url, location).partition("#")[0]
+    except ValueError as error:
+        raise BadAnswerError(who, f"redirect to {location[:100]!r}: {error}") from error
     origin = origin_of(target, who)
     if origin.scheme == "http" and not settings_for(hosts, origin.netloc).plain_http:
         raise BadAnswerError(who, f"redirect to {origin}: got http, want https")

@@ -7,6 +7,7 @@ pack's chunks are hashed before it gets a name, since builds trust the ids in th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ import cext
 from registry.client import Repository
 from registry.errors import MissingBlobError, RemoteBlobsError
 from registry.image import decode_index, parse_config
-from registry.layout import Layout, Resolved, total_size
+from registry.layout import Layout, Resolved, is_pack, total_size
 from registry.model import PACK, Descriptor, Digest, Manifest
 from registry.reference import Reference
 from registry.upkeep import verify_pack
@@ -27,7 +28,6 @@ from registry.upload import Uploader
 ASKED_AT_ONCE = 16
 MOVED_AT_ONCE = 6  # blobs; enough to hide the pauses between them on a link of 1 Gbit/s and 2 ms
 MOUNTS_MAX = 4
-_INDEX_PREFIXES = ("application/vnd.onesec.index.", "application/vnd.onesec.layer.", "application/vnd.onesec.bootpack.")
 
 
 class Report(Protocol):
@@ -124,18 +124,25 @@ async def pull_image(
     report.stage(f"looking up {reference}")
     manifest = (await repository.resolve()).require_image()
     blobs = distinct(manifest.blobs)
-    wanted = [one for one in blobs if (everything or needed_to_mount(one, manifest)) and not layout.has(one)]
+    large = {one.digest for one in manifest.lazy}
+    wanted = [one for one in blobs if (everything or one.digest not in large) and not layout.has(one)]
     report.stage(f"pulling {reference}", total_size(wanted))
 
+    packs = {one.digest for one in manifest.each(PACK)}
+
+    def judge(one: Descriptor, fd: int) -> None:
+        # By what it is, not by what it is called: fsck, too, knows a pack by its end, and gives its chunks to builds.
+        if one.digest in packs or is_pack(fd):
+            verify_pack(fd, one)
+
     async def fetch(one: Descriptor) -> None:
-        judge = partial(verify_pack, blob=one) if one.media_type == PACK else None
-        await repository.fetch_blob(layout, one, progress=report.advance, judge=judge)
+        await repository.fetch_blob(layout, one, progress=report.advance, judge=partial(judge, one))
 
     # Documents first: a pull of gigabytes should not end with the news that the image can't be mounted.
-    await each(fetch, [one for one in wanted if one.media_type != PACK], MOVED_AT_ONCE)
+    await each(fetch, [one for one in wanted if one.digest not in large], MOVED_AT_ONCE)
     parse_config(layout.read(manifest.config), f"config of {reference}")
     await trio.to_thread.run_sync(decode_index, layout, manifest)
-    await each(fetch, [one for one in wanted if one.media_type == PACK], MOVED_AT_ONCE)
+    await each(fetch, [one for one in wanted if one.digest in large], MOVED_AT_ONCE)
     stored = layout.put(manifest.raw, manifest.media_type)  # syncs the names of all before it, too
     assert stored.digest == manifest.digest
     if everything:
@@ -145,15 +152,8 @@ async def pull_image(
     return Pulled(name.name, manifest, reference.domain, len(wanted), total_size(wanted), len(missing))
 
 
-def needed_to_mount(blob: Descriptor, manifest: Manifest) -> bool:
-    """Whether a blob is part of what `pull` moves: all but packs, and whatever else is large and may wait."""
-    return blob == manifest.config or blob.media_type.startswith(_INDEX_PREFIXES)
-
-
 def know_packs(layout: Layout, manifest: Manifest) -> None:
     """Lets later builds use the chunks of the image's packs. Inside `writing`, all packs there and verified."""
-    import os
-
     chunks = layout.chunk_map()
     try:
         known = chunks.packs()

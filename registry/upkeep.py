@@ -261,7 +261,7 @@ def _follow(
         problems.append(f"{name}: {error}")
         return {root}
     for blob in manifest.blobs:
-        if remote is not None and is_remote(layout, blob):
+        if remote is not None and is_remote(layout, manifest, blob):
             remote.add(blob.digest)
         elif blob.digest not in bad and not layout.has(blob):
             problems.append(f"{name}: blob {blob.digest} is missing, or not of {blob.size} bytes")
@@ -316,11 +316,11 @@ def verify_image(
         remote: list[Descriptor] = []
         image.parse_config(layout.read(manifest.config), f"config of {resolved.name}")
         for blob in manifest.layers:
-            if blob.media_type != PACK:
+            if resolved.remote is not None and is_remote(layout, manifest, blob):
+                remote.append(blob)
+            elif blob.media_type != PACK:
                 layout.verify_blob(blob, progress)
                 size += blob.size
-            elif resolved.remote is not None and is_remote(layout, blob):
-                remote.append(blob)
             elif not layout.has(blob):
                 raise BadBlobError(str(blob.digest), f"missing, or not of {blob.size} bytes")
         image.decode_index(layout, manifest)
@@ -340,9 +340,9 @@ def verify_image(
         return Verified(resolved.name, manifest.digest, here, chunks, size, tuple(remote), resolved.remote)
 
 
-def is_remote(layout: Layout, blob: Descriptor) -> bool:
-    """Whether a blob is a pack that is not here: no file of its name at all. One of the wrong size is damage."""
-    return blob.media_type == PACK and not os.path.lexists(layout.blob_path(blob.digest))
+def is_remote(layout: Layout, manifest: Manifest, blob: Descriptor) -> bool:
+    """Whether a blob may be elsewhere and is: there is no file of its name. One of the wrong size is damage."""
+    return not os.path.lexists(layout.blob_path(blob.digest)) and blob in manifest.lazy
 
 
 def _verify_pack(layout: Layout, blob: Descriptor) -> int:

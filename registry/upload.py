@@ -121,11 +121,13 @@ class Uploader:
             try:
                 upload = upload or await self._start(blob)
                 assert upload is not None  # only a mount ends without one
-                if upload.at or chunked:
-                    await self._send_chunks(upload, blob, fd, counted)
-                else:
+                if not upload.at and not chunked:
                     await self._finish(upload, blob, _body(fd, blob, 0, blob.size, counted))
-                return
+                    return
+                if upload.at == blob.size:
+                    await self._finish(upload, blob, b"")
+                    return
+                upload = await self._send_chunk(upload, blob, fd, counted)
             except RegistryError as error:
                 if isinstance(error, RefusedError) and error.status == 413 and not chunked:
                     chunked = True
@@ -136,8 +138,8 @@ class Uploader:
                         counted.move_to(blob.size)
                         return
                 upload = await self._status(upload, blob.size) if upload is not None else None
-                if upload is not None and upload.at > furthest:
-                    furthest, failures = upload.at, 0
+            if upload is not None and min(furthest + _PIECE, blob.size) <= upload.at != furthest:
+                furthest, failures = upload.at, 0
 
     async def _judge(self, error: RegistryError, failures: int) -> None:
         """Waits, if another attempt is due after so many failures; else raises error."""
@@ -168,19 +170,17 @@ class Uploader:
             raise BadAnswerError(self._session.host, "upload: got no location for its next part")
         return _Upload(redirected(answer.url, location, self._repository.hosts, self._session.host), at, chunk)
 
-    async def _send_chunks(self, upload: _Upload, blob: Descriptor, fd: int, counted: _Counted) -> None:
-        while upload.at < blob.size:
-            end = min(upload.at + upload.chunk, blob.size)
-            headers = {**_OCTETS, "content-range": f"{upload.at}-{end - 1}"}
-            body = _body(fd, blob, upload.at, end, counted)
-            async with self._session.request(
-                "PATCH", upload.url, self._scope, headers=headers, body=body, expect=(202,), retry=False
-            ) as answer:
-                got = _parse_range(answer.response.header("range"))
-                if got not in (None, end):
-                    raise BadAnswerError(self._session.host, f"upload: has {got} bytes, want {end}", retryable=True)
-                upload = self._next(answer, end, upload.chunk)
-        await self._finish(upload, blob, b"")
+    async def _send_chunk(self, upload: _Upload, blob: Descriptor, fd: int, counted: _Counted) -> _Upload:
+        end = min(upload.at + upload.chunk, blob.size)
+        headers = {**_OCTETS, "content-range": f"{upload.at}-{end - 1}"}
+        body = _body(fd, blob, upload.at, end, counted)
+        async with self._session.request(
+            "PATCH", upload.url, self._scope, headers=headers, body=body, expect=(202,), retry=False
+        ) as answer:
+            got = _parse_range(answer.response.header("range"))
+            if got not in (None, end):
+                raise BadAnswerError(self._session.host, f"upload: has {got} bytes, want {end}", retryable=True)
+            return self._next(answer, end, upload.chunk)
 
     async def _finish(self, upload: _Upload, blob: Descriptor, body: Body | bytes) -> None:
         joint = "&" if "?" in upload.url else "?"

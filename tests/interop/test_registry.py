@@ -9,11 +9,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
+from registry.client import Client
+from registry.errors import RefusedError, UnreachableError
+from registry.layout import Layout
+from registry.model import PACK
+from registry.origin import HostSettings
+from registry.reference import Reference
+from registry.session import Surroundings
+from registry.transport import HttpTransport, Request, Response
+from registry.upload import Uploader
 from tests.support.docker_registry import Server, docker_registry
 from tests.support.shell import shell_image
 
@@ -253,3 +264,66 @@ def test_build_pushes_what_it_built(maker: Host, plain: Server, tmp_path: Path) 
     assert host("pull", remote).stdout.splitlines()[-1] == digest
     refused = maker("build", tmp_path / "image.py", "-t", "app", "--push", status=2)
     assert "--push: app:latest names no registry" in refused.stderr
+
+
+class Unlucky:
+    """A transport that finds the first PUT of a blob too large, and breaks off at one PATCH, before it or after it."""
+
+    def __init__(self, inner: HttpTransport, patch: int, *, before: bool) -> None:
+        self._inner = inner
+        self._patch = patch
+        self._before = before
+        self.patches: list[str | None] = []
+        self._puts = 0
+
+    @asynccontextmanager
+    async def send(self, request: Request) -> AsyncIterator[Response]:
+        if request.method == "PUT":
+            self._puts += 1
+            if self._puts == 1:
+                raise RefusedError("registry", 413, "too large")
+        breaks = False
+        if request.method == "PATCH":
+            self.patches.append(request.headers.get("content-range"))
+            breaks = len(self.patches) == self._patch
+        if breaks and self._before:
+            raise UnreachableError("registry", "broke off", retryable=True)
+        async with self._inner.send(request) as response:
+            if breaks:
+                raise UnreachableError("registry", "broke off", retryable=True)
+            yield response
+
+
+FIRST, SECOND, THIRD = "0-299999", "300000-599999", "600000-699999"
+
+
+@pytest.mark.parametrize(
+    ("before", "patches"),
+    [
+        (True, [FIRST, SECOND, SECOND, THIRD]),
+        # docker-registry signs into each location how far it is, and forgets the upload when that is not so.
+        (False, [FIRST, SECOND, FIRST, SECOND, THIRD]),
+    ],
+    ids=["a chunk that does not arrive", "an answer that does not arrive"],
+)
+def test_chunks_and_their_resumption_are_what_a_real_registry_understands(
+    plain: Server, tmp_path: Path, before: bool, patches: list[str]
+) -> None:
+    layout = Layout.open(tmp_path / "root")
+    data = os.urandom(700_000)
+    blob = layout.put(data, PACK)
+    hosts = {plain.host: HostSettings(plain_http=True)}
+
+    async def main() -> tuple[Sequence[str | None], bytes, list[int]]:
+        steps: list[int] = []
+        async with HttpTransport(hosts) as inner:
+            unlucky = Unlucky(inner, 2, before=before)
+            client = Client(Surroundings(unlucky, hosts, lambda host, path: None))
+            repository = client.repository(Reference.parse(f"{plain.host}/chunked/app"), push=True)
+            assert await Uploader(repository, layout, chunk=300_000).send_blob(blob, steps.append)
+            return unlucky.patches, await repository.read_range(blob, 100, 699_000), steps
+
+    sent, read, steps = trio.run(main)
+    assert sent == patches
+    assert read == data[100:699_100]
+    assert sum(steps) == blob.size

@@ -12,12 +12,13 @@ import pytest
 
 import cext
 from cext.errors import CorruptError
+from cext.record import replace
 from imagebuilder.layer import Workshop, assemble_image, layer_from_tree
 from registry.client import Repository
 from registry.errors import BadBlobError, BadDocumentError, MissingBlobError, RefusedError, RemoteBlobsError
 from registry.image import open_image, require_packs
 from registry.layout import Layout, Resolved
-from registry.model import EROFS, PACK, TABLES, Descriptor, Manifest, dump_json
+from registry.model import BOOTPACK, EROFS, LAYER, PACK, TABLES, Descriptor, Manifest, dump_json
 from registry.reference import Reference
 from registry.transfer import Pulled, Pushed, pull_image, push_image
 from registry.upkeep import check_layout, collect, verify_image
@@ -233,14 +234,20 @@ def test_an_index_that_another_encoder_wrote_gets_no_name(world: World, here: La
     assert os.listdir(there.cache_path("index")) == []
 
 
-def test_a_pack_whose_chunks_are_not_what_their_ids_say_stays_out(world: World, here: Layout, there: Layout) -> None:
-    """Its SHA-256 is right: whoever made the image lied, and builds here would trust the ids."""
+@pytest.mark.parametrize("disguise", [None, "application/octet-stream", LAYER])
+def test_a_pack_whose_chunks_are_not_what_their_ids_say_stays_out(
+    world: World, here: Layout, there: Layout, disguise: str | None
+) -> None:
+    """Its SHA-256 is right: whoever made the image lied, and builds here would trust the ids. Naming it a second time
+    as something else does not help.
+    """
     manifest = here.resolve(APP).manifest
     pack = manifest.each(PACK)[0]
     data = bytearray(Path(here.blob_path(pack.digest)).read_bytes())
     data[2000] ^= 1  # in a raw block of random bytes
     evil = here.put(bytes(data), PACK)
-    layers = [evil if blob == pack else blob for blob in manifest.layers]
+    layers = [evil if blob == pack and disguise is None else blob for blob in manifest.layers]
+    layers += [replace(evil, media_type=disguise)] if disguise else []
     document = {**json.loads(manifest.raw), "layers": [blob.to_json() for blob in layers]}
     forged = Manifest.parse(dump_json(document))
     here.put(forged.raw, forged.media_type)
@@ -253,6 +260,25 @@ def test_a_pack_whose_chunks_are_not_what_their_ids_say_stays_out(world: World, 
     chunks = cext.ChunkMap(there.cache_path("chunks"))
     assert chunks.packs() == set()
     chunks.close()
+
+
+def test_a_boot_pack_comes_with_the_index_and_what_is_unknown_does_not(
+    world: World, here: Layout, there: Layout
+) -> None:
+    manifest = here.resolve(APP).manifest
+    more = [here.put(b"boot", BOOTPACK), here.put(b"memory", "application/vnd.onesec.snapshot.v1")]
+    document = json.loads(manifest.raw)
+    document["layers"] += [blob.to_json() for blob in more]
+    changed = Manifest.parse(dump_json(document))
+    here.put(changed.raw, changed.media_type)
+    here.tag(APP, changed)
+    push(world, here)
+    pull(world, there)
+    assert [there.has(blob) for blob in more] == [True, False]
+    assert [blob.media_type for blob in verify_image(there, APP).remote] == [PACK, more[1].media_type]
+    assert check_layout(there).remote == 2
+    pull(world, there, everything=True)
+    assert stored(there) == {name: data for name, data in stored(here).items() if name != manifest.digest.hex}
 
 
 def test_a_pull_that_fails_names_nothing_and_goes_on_when_called_again(

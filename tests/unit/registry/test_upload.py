@@ -172,6 +172,15 @@ def test_a_registry_that_never_takes_it_is_given_up(world: World, layout: Layout
     assert len(world.registry.seen("PUT")) == 6
 
 
+def test_an_upload_that_can_never_be_closed_is_given_up(world: World, layout: Layout) -> None:
+    blob = layout.put(DATA, PACK)
+    world.registry.faults.append(Fault("PUT", "", lambda answer: answer.send(413)))
+    world.registry.faults += [Fault("PUT", "", lambda answer: answer.send(503)) for _ in range(30)]
+    with pytest.raises(RefusedError, match="503"):
+        send(world, layout, blob)
+    assert len(world.registry.seen("PUT")) <= 8
+
+
 def test_a_blob_that_is_damaged_here_is_refused_there_and_not_sent_for_ever(world: World, layout: Layout) -> None:
     blob = layout.put(DATA, PACK)
     Path(layout.blob_path(blob.digest)).write_bytes(b"evil" + DATA[4:])
