@@ -1,95 +1,61 @@
-"""An object server inside the test's process whose packs are behind an origin that fails on purpose."""
+"""The registry client and a registry in memory, on a clock that only moves when the client sleeps."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-import cext
-from cext.fetch import Fetcher
-from tests.support.objects import ObjectSet
-from tests.support.origin import Origin
-from tests.support.serving import Served, serving
+import trio
 
-_SEALS = 0x0001 | 0x0002 | 0x0004  # seal, shrink, grow
+from registry.auth import Credential
+from registry.client import Client, Repository
+from registry.model import OCI_CONFIG, PACK, Descriptor, Digest, dump_json
+from registry.origin import HostSettings
+from registry.reference import Reference
+from registry.session import Surroundings
+from registry.transport import HttpTransport
+from tests.support.fake_registry import FakeRegistry
 
-
-@contextmanager
-def slots() -> Iterator[int]:
-    """Memory that a server and a fetcher share."""
-    fd = os.memfd_create("slots", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, cext.SLOTS_SIZE)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        yield fd
-    finally:
-        os.close(fd)
+T = TypeVar("T")
+DATA = bytes(range(256)) * 4000  # 1 MB
 
 
-@contextmanager
-def linked(server: cext.ObjectServer, memory: int, *origins: Origin, **options: float) -> Iterator[Fetcher]:
-    """A fetcher for the server, with these as the sources of its origin 1."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    settings: dict[str, float] = {"backoff": 0.01, "backoff_max": 0.1, **options}
-    with ours, theirs, Fetcher(**settings) as fetcher:  # type: ignore[arg-type]
-        for number, origin in enumerate(origins, 1):
-            fetcher.set_source(number, origin.url)
-        fetcher.set_origin(1, list(range(1, len(origins) + 1)))
-        end = time.monotonic() + 5
-        while not server.link(theirs.fileno()):  # the one before is not forgotten yet
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        theirs.close()
-        thread = threading.Thread(target=fetcher.serve, args=(ours.fileno(), memory))
-        thread.start()
-        try:
-            yield fetcher
-        finally:
-            ours.shutdown(socket.SHUT_RDWR)
-            thread.join()
+@dataclass
+class World:
+    """now: what the client's clock says; sleeping moves it."""
 
+    registry: FakeRegistry
+    login: Credential | None = None
+    others: dict[str, HostSettings] = field(default_factory=dict)
+    mirrors: tuple[str, ...] = ()
+    now: float = 1000.0
+    slept: list[float] = field(default_factory=list)
 
-@dataclass(frozen=True, slots=True)
-class Remote:
-    """served: no image is added so far. memory: for another fetcher."""
+    def call(self, work: Callable[[Repository], Awaitable[T]], name: str = "me/app:v1", *, push: bool = False) -> T:
+        async def main() -> T:
+            hosts = {self.registry.host: HostSettings(plain_http=True, mirrors=self.mirrors), **self.others}
+            async with HttpTransport(hosts) as transport:
+                world = Surroundings(
+                    transport, hosts, lambda host, path: self.login, lambda: self.now, self.sleep, lambda: 1.0
+                )
+                reference = Reference.parse(f"{self.registry.host}/{name}")
+                return await work(Client(world).repository(reference, push=push))
 
-    served: Served
-    fetcher: Fetcher
-    memory: int
+        return trio.run(main)
 
-    def add(self, objects: ObjectSet, label: str = "image") -> int:
-        tables = os.open(objects.tables, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            packs = [-1] * len(objects.pack_names())
-            return self.served.server.add_image(tables, packs, label=label, origin=1)
-        finally:
-            os.close(tables)
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
 
+    def image(self, text: str = "x", name: str = "v1") -> bytes:
+        """A manifest with nothing but a config."""
+        config = self.registry.put_blob("me/app", text.encode())
+        descriptor = Descriptor(OCI_CONFIG, Digest(config), len(text))
+        raw = dump_json({"schemaVersion": 2, "config": descriptor.to_json(), "layers": []})
+        self.registry.put_manifest("me/app", name, raw)
+        return raw
 
-@contextmanager
-def remote(
-    objects: ObjectSet,
-    *origins: Origin,
-    deadline: float = 30.0,
-    threads: int = 3,
-    store: cext.Store | None = None,
-    **options: float,
-) -> Iterator[Remote]:
-    """The packs of the objects are in all of the origins, and nowhere else."""
-    with ExitStack() as stack:
-        memory = stack.enter_context(slots())
-        for origin in origins:
-            origin.add_directory(objects.packs)
-        served = stack.enter_context(
-            serving(threads=threads, deadline=deadline, fail_fast=2, memory=memory, store=store)
-        )
-        fetcher = stack.enter_context(linked(served.server, memory, *origins, **options))
-        found = Remote(served, fetcher, memory)
-        found.add(objects)
-        yield found
+    def blob(self, data: bytes = DATA) -> Descriptor:
+        """A blob of the repository me/app."""
+        return Descriptor(PACK, Digest(self.registry.put_blob("me/app", data)), len(data))
