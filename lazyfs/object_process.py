@@ -38,11 +38,11 @@ import math
 import os
 import resource
 import select
-import signal
 import socket
 import struct
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -52,6 +52,7 @@ from cache.settings import StoreSettings
 from cache.stores import Place, prepare
 from cext.errors import OnesecError, UnsupportedError
 from cext.record import Record
+from lazyfs import background
 from lazyfs.objects import ServerSettings
 
 NAME = "onesec-objects"
@@ -160,61 +161,22 @@ def start(directory: int, settings: ServerSettings) -> None:
     """Starts the server of a domain directory and returns when it takes connections. The caller holds the domain's
     lock. Raises what the start raised.
     """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    try:
-        child = os.fork()
-        if child == 0:
-            _become_holder(directory, writer, settings)
-        os.close(writer)
-        writer = -1
-        os.waitpid(child, 0)
-        with open(reader, "rb", closefd=False) as file:
-            answer = file.read()
-    finally:
-        os.close(reader)
-        if writer >= 0:
-            os.close(writer)
-    if answer == b"ready":
-        return
-    words = json.loads(answer or b'{"error": "object server: died while it started"}')
-    kind = UnsupportedError if words.get("unsupported") else OnesecError
-    raise kind(words["error"], hint=words.get("hint"))
 
-
-def _become_holder(directory: int, ready: int, settings: ServerSettings) -> NoReturn:
-    status = 1
-    try:
-        os.setsid()
-        if os.fork() != 0:
-            os._exit(0)
-        cext.set_process_name(NAME)
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN)
-        directory, ready = _detach(directory, ready)
+    def hold(fds: Sequence[int], client: background.Client) -> int:
+        (kept,) = fds
         server = os.fork()
         if server == 0:
-            _become_server(directory, ready, settings)
-        os.close(ready)
+            _become_server(kept, client, settings)
+        client.close()
         os.waitpid(server, 0)
-        _remove_socket(directory)
-        status = 0
+        _remove_socket(kept)
+        return 0
+
+    log = os.open("log", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        background.start(NAME, "object server", hold, fds=(directory,), log=log)
     finally:
-        os._exit(status)
-
-
-def _detach(directory: int, ready: int) -> tuple[int, int]:
-    """Lets go of everything of the client's but two descriptors, which get the numbers 3 and 4."""
-    os.umask(0o077)
-    os.chdir("/")
-    directory, ready = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (directory, ready))
-    null = os.open("/dev/null", os.O_RDWR)
-    log = os.open("log", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600, dir_fd=directory)
-    for fd, number in ((null, 0), (null, 1), (log, 2)):
-        os.dup2(fd, number)
-    os.dup2(directory, 3, inheritable=False)
-    os.dup2(ready, 4, inheritable=False)
-    os.closerange(5, 1 << 20)
-    return 3, 4
+        os.close(log)
 
 
 def _remove_socket(directory: int) -> None:
@@ -230,20 +192,16 @@ def _remove_socket(directory: int) -> None:
             pass
 
 
-def _become_server(directory: int, ready: int, settings: ServerSettings) -> NoReturn:
+def _become_server(directory: int, client: background.Client, settings: ServerSettings) -> NoReturn:
     status = 1
     try:
         server = Server(directory, settings)
-    except OnesecError as error:
-        unsupported = isinstance(error, UnsupportedError)
-        _say(ready, {"error": str(error), "hint": error.hint, "unsupported": unsupported})
     except BaseException as error:
-        traceback.print_exc()
-        _say(ready, {"error": f"object server: {error}"})
+        client.failed(error)
     else:
         try:
-            os.write(ready, b"ready")
-            os.close(ready)
+            client.ready()
+            client.close()
             server.run()
             server.close()
             status = 0
@@ -251,10 +209,6 @@ def _become_server(directory: int, ready: int, settings: ServerSettings) -> NoRe
             traceback.print_exc()
     finally:
         os._exit(status)
-
-
-def _say(ready: int, words: dict[str, Any]) -> None:
-    os.write(ready, json.dumps(words).encode())
 
 
 def _listen(directory: int) -> socket.socket:
