@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,15 +39,19 @@ from imagebuilder.progress import Progress, Silent
 from imagebuilder.streams import Caps, Plain, Source
 from imagebuilder.tar import Member, TarReader, Type
 from registry import skopeo
+from registry.adopt import adopt_image
 from registry.errors import BadBlobError, BadDocumentError, BadReferenceError, MissingBlobError, MissingImageError
 from registry.image import parse_config
-from registry.layout import LOCAL_DOMAIN, Layout
+from registry.layout import LOCAL_DOMAIN, Layout, total_size
 from registry.model import (
     DOCKER_INDEX,
     DOCKER_MANIFEST,
     DOCUMENT_MAX,
+    IMAGE,
+    LAYER,
     OCI_INDEX,
     OCI_MANIFEST,
+    PACK,
     REF_NAME,
     Descriptor,
     Digest,
@@ -90,12 +95,28 @@ def import_image(
     reference = reference or default_name(*_split(source))
     if reference.digest is not None:
         raise UsageError(f"tag {reference}: want a name without a digest")
-    with layout.writing(), Workshop(layout) as workshop:
-        done = convert_source(workshop, source, progress=progress, caps=caps)
-        progress.stage(f"writing the index of {reference.name}")
-        manifest = assemble_image(layout, done.layers, done.config)
-        layout.tag(reference, manifest, domain=done.domain)
-    return Imported(reference.name, manifest.digest, done.domain, len(done.layers), done.known)
+    domain = domain_of(*_split(source))
+    with layout.writing(), _opened(layout, source, progress) as foreign:
+        if foreign.manifest.artifact_type == IMAGE:
+            layers, known = _adopt(layout, foreign, source, progress)
+            layout.tag(reference, foreign.manifest, domain=domain)
+            return Imported(reference.name, foreign.manifest.digest, domain, len(layers), known)
+        with Workshop(layout) as workshop:
+            done = _convert(workshop, foreign, source, domain, progress, caps)
+            progress.stage(f"writing the index of {reference.name}")
+            manifest = assemble_image(layout, done.layers, done.config)
+        layout.tag(reference, manifest, domain=domain)
+    return Imported(reference.name, manifest.digest, domain, len(done.layers), done.known)
+
+
+def _adopt(layout: Layout, foreign: _Foreign, source: str, progress: Progress) -> tuple[tuple[Descriptor, ...], int]:
+    """An image of ours, copied by another tool, keeps its digest. Returns its layer indexes and how many were here."""
+    manifest = foreign.manifest.require_image()
+    layers = manifest.each(LAYER)
+    known = sum(layout.has(layer) for layer in layers)
+    progress.stage(f"copying {source}", total_size(blob for blob in manifest.blobs if not layout.has(blob)))
+    adopt_image(layout, manifest, lambda blob: _open_blob(foreign.path, blob), progress.advance)
+    return layers, known
 
 
 def domain_of(transport: str, details: str) -> str:
@@ -217,14 +238,27 @@ def convert_source(
 ) -> Converted:
     """The layers of any source, without an image of them. Call it inside `Layout.writing`."""
     progress = progress or Silent()
+    domain = domain_of(*_split(source))
+    with _opened(workshop.layout, source, progress) as foreign:
+        if foreign.manifest.artifact_type != IMAGE:
+            return _convert(workshop, foreign, source, domain, progress, caps)
+        layers, known = _adopt(workshop.layout, foreign, source, progress)
+        packs = foreign.manifest.each(PACK)  # which of them a layer needs is in no document
+        records = tuple(LayerRecord(layer, packs) for layer in layers)
+        return Converted(records, known, _read_blob(foreign.path, foreign.manifest.config), domain)
+
+
+@contextmanager
+def _opened(layout: Layout, source: str, progress: Progress) -> Iterator[_Foreign]:
+    """A source's manifest and blobs, for as long as the block lasts."""
     transport, details = _split(source)
-    domain = domain_of(transport, details)
     if transport == "oci":
-        return _convert(workshop, _from_oci(details), source, domain, progress, caps)
-    with workshop.layout.staging() as staging:
+        yield _from_oci(details)
+        return
+    with layout.staging() as staging:
         progress.stage(f"copying {source}")
         skopeo.copy_to_directory(source, staging.path)
-        return _convert(workshop, _from_directory(staging.path), source, domain, progress, caps)
+        yield _from_directory(staging.path)
 
 
 def _split(source: str) -> tuple[str, str]:

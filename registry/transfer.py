@@ -1,13 +1,11 @@
 """Whole images to and from a registry: several blobs at once, documents last, nothing sent or fetched twice.
 
 Both may be called again after any failure and go on: what arrived is there. A push makes nothing visible before its
-manifest, the last request; a pull nothing before its tag. An index is judged by `decode_index` before the tag, and a
-pack's chunks are hashed before it gets a name, since builds trust the ids in the packs of the layout.
+manifest, the last request; a pull nothing before its tag, and `registry/adopt.py` judges what comes in.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +13,12 @@ from typing import Protocol
 
 import trio
 
-import cext
+from registry.adopt import judge_blob, judge_index, know_packs
 from registry.client import Repository
 from registry.errors import MissingBlobError, RemoteBlobsError
-from registry.image import decode_index, parse_config
-from registry.layout import Layout, Resolved, is_pack, total_size
+from registry.layout import Layout, Resolved, total_size
 from registry.model import PACK, Descriptor, Digest, Manifest
 from registry.reference import Reference
-from registry.upkeep import verify_pack
 from registry.upload import Uploader
 
 ASKED_AT_ONCE = 16
@@ -128,20 +124,12 @@ async def pull_image(
     wanted = [one for one in blobs if (everything or one.digest not in large) and not layout.has(one)]
     report.stage(f"pulling {reference}", total_size(wanted))
 
-    packs = {one.digest for one in manifest.each(PACK)}
-
-    def judge(one: Descriptor, fd: int) -> None:
-        # By what it is, not by what it is called: fsck, too, knows a pack by its end, and gives its chunks to builds.
-        if one.digest in packs or is_pack(fd):
-            verify_pack(fd, one)
-
     async def fetch(one: Descriptor) -> None:
-        await repository.fetch_blob(layout, one, progress=report.advance, judge=partial(judge, one))
+        await repository.fetch_blob(layout, one, progress=report.advance, judge=partial(judge_blob, manifest, one))
 
     # Documents first: a pull of gigabytes should not end with the news that the image can't be mounted.
     await each(fetch, [one for one in wanted if one.digest not in large], MOVED_AT_ONCE)
-    parse_config(layout.read(manifest.config), f"config of {reference}")
-    await trio.to_thread.run_sync(decode_index, layout, manifest)
+    await trio.to_thread.run_sync(judge_index, layout, manifest)
     await each(fetch, [one for one in wanted if one.digest in large], MOVED_AT_ONCE)
     stored = layout.put(manifest.raw, manifest.media_type)  # syncs the names of all before it, too
     assert stored.digest == manifest.digest
@@ -150,22 +138,6 @@ async def pull_image(
     layout.tag(name, manifest, domain=reference.domain, remote=reference.repository)
     missing = [one for one in blobs if not layout.has(one)]
     return Pulled(name.name, manifest, reference.domain, len(wanted), total_size(wanted), len(missing))
-
-
-def know_packs(layout: Layout, manifest: Manifest) -> None:
-    """Lets later builds use the chunks of the image's packs. Inside `writing`, all packs there and verified."""
-    chunks = layout.chunk_map()
-    try:
-        known = chunks.packs()
-        for pack in manifest.each(PACK):
-            if pack.digest.raw not in known:
-                fd = layout.open_blob(pack.digest)
-                try:
-                    chunks.add_pack(pack.digest.raw, cext.pack_table(fd))
-                finally:
-                    os.close(fd)
-    finally:
-        chunks.close()
 
 
 def remote_of(image: Resolved) -> str:

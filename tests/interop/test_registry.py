@@ -213,6 +213,10 @@ def test_skopeo_copies_an_image_to_a_directory_and_back(maker: Host, plain: Serv
     host("pull", "--all", f"{plain.host}/through/{kind}:1", "-t", "app")
     assert host.blobs() == maker.blobs()
     assert runs(host, "app")
+    beside = Host(tmp_path / "beside")
+    beside("import", place, "-t", "app")
+    assert beside.blobs() == maker.blobs()
+    assert runs(beside, "app")
 
 
 def test_skopeo_reads_the_layout_that_a_pull_made(maker: Host, plain: Server, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from registry.model import OCI_CONFIG, OCI_MANIFEST, PACK, Descriptor, Digest, M
 from registry.origin import HostSettings
 from registry.upload import Uploader
 from tests.support.fake_registry import Answer, FakeRegistry, Fault
-from tests.support.remote import DATA, World
+from tests.support.registry_world import DATA, World
 
 PASSWORD = "canary-3f9a"
 IDENTITY = "identity-77c1"

@@ -30,7 +30,7 @@ from registry.reference import Reference
 from registry.session import Surroundings
 from registry.transport import HttpTransport
 from tests.support.fake_registry import Answer, FakeRegistry, Fault
-from tests.support.remote import DATA, World
+from tests.support.registry_world import DATA, World
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from registry.reference import Reference
 from registry.transfer import Pulled, Pushed, pull_image, push_image
 from registry.upkeep import check_layout, collect, verify_image
 from tests.support.fake_registry import Answer, FakeRegistry, Fault
-from tests.support.remote import World
+from tests.support.registry_world import World
 
 APP = Reference.parse("app")
 CONFIG = b'{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'

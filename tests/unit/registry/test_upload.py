@@ -14,7 +14,7 @@ from registry.layout import Layout
 from registry.model import PACK, Descriptor, Digest
 from registry.upload import Uploader
 from tests.support.fake_registry import Answer, FakeRegistry, Fault
-from tests.support.remote import DATA, World
+from tests.support.registry_world import DATA, World
 
 
 @pytest.fixture
