@@ -19,9 +19,9 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn, Protocol
 
 import cext
 from cext.errors import CorruptError, OnesecError
@@ -39,13 +39,34 @@ _SAMPLES = 48
 _OPEN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+class Origin(Record):
+    """Where a blob is had over HTTP. url: may have "{digest}" in it. headers: lines; secrets, for that host alone.
+
+    lifetime_s: after which the url or a header no longer works, 0 for never. authorities: a file of certificates.
+    """
+
+    unshown = ("url", "headers")
+
+    url: str
+    headers: tuple[str, ...] = ()
+    lifetime_s: float = 0
+    authorities: str | None = None
+
+
 class BootPackFile(Record):
-    """A boot pack in a local file. fd: borrowed. digest: its name. head_digest: BLAKE3 of the first head_size bytes."""
+    """A boot pack. digest: its name. head_digest: BLAKE3 of the first head_size bytes.
+
+    fd: a local file, borrowed; -1: it is at origin, has size bytes, and directory (borrowed) is where it goes once it
+    is here.
+    """
 
     fd: int
     digest: str
     head_digest: bytes
     head_size: int
+    size: int = 0
+    origin: Origin | None = None
+    directory: int = -1
 
 
 class Report(Record):
@@ -134,7 +155,7 @@ def _become_pusher(
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _let_go({pack.fd, fuse, result, attachment.objects, attachment.connection})
+        _let_go({pack.fd, pack.directory, fuse, result, attachment.objects, attachment.connection} - {-1})
         try:
             report = push(pack, attachment.objects, fuse, attachment.pin, pinned=pinned)
         except (OnesecError, OSError) as error:
@@ -166,15 +187,49 @@ def push(
     pin: is given the descriptors of the objects. pinned: look first whether the pages are there already.
     Raises CorruptError for a pack that is not what its manifest says.
     """
-    boot = open_boot_pack(pack)
-    if pinned and _is_cached(boot, objects):
-        return Report(len(boot.frames), len(boot.frames), len(boot.objects), kept=True)
-    return _Push(boot, pack, objects, fuse).run(pin)
+    with opened(pack) as source:
+        boot = open_boot_pack(pack, source)
+        if pinned and _is_cached(boot, objects):
+            return Report(len(boot.frames), len(boot.frames), len(boot.objects), kept=True)
+        report = _Push(boot, pack, source, objects, fuse).run(pin)
+        source.keep()
+        return report
 
 
-def open_boot_pack(pack: BootPackFile) -> cext.BootPack:
+class Source(Protocol):
+    """The bytes of a boot pack, in order."""
+
+    def read(self, offset: int, size: int) -> bytes: ...
+    def keep(self) -> None:
+        """All were read: what came from far away may stay here."""
+
+
+class _File:
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._fd, size, offset)
+
+    def keep(self) -> None:
+        """It is here."""
+
+
+@contextmanager
+def opened(pack: BootPackFile) -> Iterator[Source]:
+    """Where the boot pack is."""
+    if pack.fd >= 0:
+        yield _File(pack.fd)
+        return
+    from lazyfs.stream import Stream
+
+    with Stream(pack) as stream:
+        yield stream
+
+
+def open_boot_pack(pack: BootPackFile, source: Source) -> cext.BootPack:
     """By its verified head. Raises CorruptError."""
-    head = os.pread(pack.fd, pack.head_size, 0)
+    head = source.read(0, pack.head_size)
     if cext.blake3(head) != pack.head_digest:
         raise CorruptError(f"boot pack {pack.digest}: got a head of another hash")
     return cext.BootPack(head)
@@ -183,9 +238,10 @@ def open_boot_pack(pack: BootPackFile) -> cext.BootPack:
 class _Push:
     """One pass over a boot pack: this thread opens and reads, the others push."""
 
-    def __init__(self, boot: cext.BootPack, pack: BootPackFile, objects: int, fuse: int) -> None:
+    def __init__(self, boot: cext.BootPack, pack: BootPackFile, source: Source, objects: int, fuse: int) -> None:
         self._boot = boot
         self._pack = pack
+        self._source = source
         self._objects = objects
         self._fuse = fuse
         self._frames: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
@@ -218,11 +274,11 @@ class _Push:
     def _feed(self, pins: list[int]) -> None:
         ids, placed, offset = self._boot.objects, 0, self._pack.head_size
         for number, (size, reach) in enumerate(self._boot.frames):
-            data = os.pread(self._pack.fd, size, offset)
-            offset += size
-            while placed < reach:
+            while placed < reach:  # before the frame is waited for
                 self._place(placed, ids[placed].hex(), pins)
                 placed += 1
+            data = self._source.read(offset, size)
+            offset += size
             self._room.acquire()
             if self._error is not None:
                 return

@@ -15,7 +15,7 @@ from typing import Any
 import cext
 from lazyfs.index.erofs import ErofsReader
 from lazyfs.objects import Attachment
-from lazyfs.prefill import BootPackFile, Report, open_boot_pack
+from lazyfs.prefill import BootPackFile, Report, open_boot_pack, opened
 
 READS_MAX = 2000
 """Kept of a start, the slowest."""
@@ -89,7 +89,8 @@ class Timeline:
         return (reads, len(rows)), counts
 
     def _boot(self, boot: BootPackFile, report: Report | None, objects: int) -> dict[str, Any]:
-        pack = open_boot_pack(boot)
+        with opened(boot) as source:
+            pack = open_boot_pack(boot, source)
         packed = boot.head_size + sum(size for size, _ in pack.frames)
         found: dict[str, Any] = {"all_frames": len(pack.frames), "packed": packed, "error": "", "progress": []}
         if report is None:

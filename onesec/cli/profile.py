@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     options = run_command.parse_options(arguments, dict(os.environ), terminal=os.isatty(0) and os.isatty(1))
     from lazyfs import container, profile
     from lazyfs.bootpack import merged, pages_of
-    from lazyfs.prefill import open_boot_pack
+    from lazyfs.prefill import open_boot_pack, opened
     from lazyfs.probe import probe
     from lazyfs.runtime_config import image_config
     from onesec.images import boot_pack_file
@@ -58,7 +58,8 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
             if arguments.merge:
                 with boot_pack_file(image) as old:
                     if old is not None:
-                        pages = merged([pages_of(open_boot_pack(old)), pages])
+                        with opened(old) as source:
+                            pages = merged([pages_of(open_boot_pack(old, source)), pages])
             made = profile.boot_pack(attachment, pages)
         manifest = put_boot_pack(layout, image.manifest, made.head, made.frames)
         layout.tag(Reference.parse(image.name), manifest, domain=image.domain, remote=image.remote)

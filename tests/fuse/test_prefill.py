@@ -17,6 +17,18 @@ from lazyfs.bootpack import PAGE, BootPackBytes, Page
 from lazyfs.objects import Attachment
 from tests.fuse.test_objects import FakeImage, opened
 from tests.support.objects import Content, ObjectSet, make_objects
+from tests.support.origin import (
+    Fault,
+    Origin,
+    flipped,
+    reset,
+    reset_midway,
+    serving,
+    short_body,
+    status,
+    whole,
+    wrong_range,
+)
 
 CONTENTS: dict[str, Content] = {
     "small": b"a few bytes",
@@ -180,8 +192,10 @@ def test_runs_beyond_an_object_are_refused_before_a_page_is_pushed(made: ObjectS
 
 def test_another_head_than_the_manifest_s_is_refused(made: ObjectSet, tmp_path: Path) -> None:
     _, pack = profiled(made, tmp_path)
-    with boot_file(pack, tmp_path / "pack") as file, pytest.raises(CorruptError, match="head of another hash"):
-        prefill.open_boot_pack(prefill.BootPackFile(file.fd, "test", bytes(32), file.head_size))
+    with boot_file(pack, tmp_path / "pack") as file:
+        other = prefill.BootPackFile(file.fd, "test", bytes(32), file.head_size)
+        with prefill.opened(other) as source, pytest.raises(CorruptError, match="head of another hash"):
+            prefill.open_boot_pack(other, source)
 
 
 def test_objects_that_the_image_does_not_have_are_left_out(made: ObjectSet, tmp_path: Path) -> None:
@@ -191,3 +205,60 @@ def test_objects_that_the_image_does_not_have_are_left_out(made: ObjectSet, tmp_
     with opened(made) as image, attached(image, tmp_path) as attachment, boot_file(pack, tmp_path / "pack") as file:
         report = pushed(attachment, file)
         assert (report.objects, report.stored) == (1, 11)
+
+
+# ---------------------------------------------------------------------- from a registry
+
+
+@contextmanager
+def remote_file(pack: BootPackBytes, origin: Origin, directory: Path) -> Iterator[prefill.BootPackFile]:
+    """The boot pack, at an origin; directory gets the blob once it is here."""
+    directory.mkdir(exist_ok=True)
+    blob = pack.head + pack.frames
+    digest = origin.add(blob).hex()
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        place = prefill.Origin(origin.url)
+        yield prefill.BootPackFile(-1, f"sha256:{digest}", cext.blake3(pack.head), len(pack.head), len(blob), place, fd)
+    finally:
+        os.close(fd)
+
+
+def large_pack(made: ObjectSet, attachment: Attachment) -> BootPackBytes:
+    """Over a few spans, hardly compressible."""
+    pages = [(made.ids[name], number) for name in ("large", "tail") for number in range(1 + len(content(name)) // PAGE)]
+    return profile.boot_pack(attachment, pages)
+
+
+def test_a_boot_pack_comes_from_an_origin_and_stays(made: ObjectSet, tmp_path: Path) -> None:
+    with opened(made) as image, attached(image, tmp_path) as attachment:
+        pack = large_pack(made, attachment)
+    with opened(made) as image, attached(image, tmp_path) as attachment, serving() as origin:
+        with remote_file(pack, origin, tmp_path / "blobs") as file:
+            report = pushed(attachment, file)
+        assert report.stored == pack.total
+        before = reads(attachment)
+        for name in ("large", "tail"):
+            with open(os.open(made.path(name), os.O_RDONLY, dir_fd=attachment.objects), "rb") as reader:
+                assert reader.read() == content(name)
+        assert reads(attachment) == before
+        assert (tmp_path / "blobs" / file.digest.removeprefix("sha256:")).read_bytes() == pack.head + pack.frames
+        assert len(origin.asked) >= 3
+
+
+@pytest.mark.parametrize("fault", [reset, reset_midway, short_body, whole, wrong_range, status(503), flipped])
+def test_a_lying_origin_costs_time_or_the_boot_pack_never_a_byte(made: ObjectSet, tmp_path: Path, fault: Fault) -> None:
+    with opened(made) as image, attached(image, tmp_path) as attachment:
+        pack = large_pack(made, attachment)
+    with opened(made) as image, attached(image, tmp_path) as attachment, serving() as origin:
+        with remote_file(pack, origin, tmp_path / "blobs") as file:
+            origin.fail("fault", fault, times=2)
+            try:
+                assert pushed(attachment, file).stored == pack.total
+            except CorruptError:
+                assert fault is flipped, "only bytes of another hash end a push: the engine asks again for the rest"
+                assert os.listdir(tmp_path / "blobs") == []
+            assert origin.met("fault")
+        for name in ("large", "tail"):
+            with open(os.open(made.path(name), os.O_RDONLY, dir_fd=attachment.objects), "rb") as reader:
+                assert reader.read() == content(name)

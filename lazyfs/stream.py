@@ -1,0 +1,151 @@
+"""A boot pack from a registry: its bytes in order, several requests ahead of whoever uses them.
+
+Spans of the blob are read by a few threads, each with one request under way; the engine behind them (cext.fetch)
+retries and checks the answers. Nothing is believed here: the head has its hash in the manifest, each frame its hash in
+the head, and the blob, once all of it went by, its own digest, which decides whether it may stay on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+
+from cext.errors import CorruptError
+from cext.fetch import Fetcher
+from lazyfs.prefill import BootPackFile
+
+SPAN = 1 << 20
+FLIGHTS = 12
+"""Requests under way: at 10 Gbit/s and 2 ms a span is on the wire for less than a round trip."""
+
+BEHIND = 4
+"""Spans that stay for a reader that looks back; it never does so further."""
+
+_WINDOW = BEHIND + 2 * FLIGHTS  # spans that are asked for beyond the first that is wanted
+_TIMEOUT_S = 120.0
+
+
+class Stream:
+    """One pass over a remote blob, from its beginning to its end."""
+
+    def __init__(self, pack: BootPackFile) -> None:
+        assert pack.origin is not None
+        self._pack = pack
+        self._digest = bytes.fromhex(pack.digest.removeprefix("sha256:"))
+        self._count = (pack.size + SPAN - 1) // SPAN
+        self._fetcher = Fetcher(authorities=pack.origin.authorities, flights=FLIGHTS)
+        self._changed = threading.Condition()
+        self._next = 0  # guarded by _changed: the span that is asked for next
+        self._floor = 0  # guarded by _changed: the first span that is still wanted
+        self._spans: dict[int, bytes] = {}  # guarded by _changed
+        self._error: Exception | None = None  # guarded by _changed; the first
+        self._copy = -1  # a file without a name, owned
+        self._written = 0  # spans that are in it
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Stream:
+        origin = self._pack.origin
+        assert origin is not None
+        self._fetcher.set_source(1, origin.url, headers=origin.headers, lifetime=origin.lifetime_s)
+        self._fetcher.set_origin(1, [1])
+        if self._pack.directory >= 0:
+            with suppress(OSError):  # a host that cannot keep it can still use it
+                self._copy = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o644, dir_fd=self._pack.directory)
+        self._threads = [threading.Thread(target=self._fetch) for _ in range(min(FLIGHTS, self._count))]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._next = self._count
+            self._floor = self._count
+            self._changed.notify_all()
+        self._fetcher.close()
+        for thread in self._threads:
+            thread.join()
+        if self._copy >= 0:
+            os.close(self._copy)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly size bytes. Waits for them. Offsets grow from call to call."""
+        if offset + size > self._pack.size:
+            raise CorruptError(f"boot pack {self._pack.digest}: got a frame beyond its end")
+        first, last = offset // SPAN, (offset + size - 1) // SPAN
+        data = b"".join(self._span(number) for number in range(first, last + 1))
+        with self._changed:
+            self._floor = max(self._floor, first - BEHIND)
+            self._changed.notify_all()
+        self._save(first)
+        start = offset - first * SPAN
+        return data[start : start + size]
+
+    def keep(self) -> None:
+        """Gives the blob its name in the layout, if all of it is right."""
+        if self._copy < 0:
+            return
+        import hashlib
+
+        self._save(self._count)
+        with open(os.dup(self._copy), "rb") as file:
+            file.seek(0)
+            if hashlib.file_digest(file, "sha256").digest() != self._digest:
+                raise CorruptError(f"boot pack {self._pack.digest}: got a blob of another digest")
+        with suppress(OSError):
+            os.fsync(self._copy)
+            os.link(f"/proc/self/fd/{self._copy}", self._digest.hex(), dst_dir_fd=self._pack.directory)
+
+    # -- both sides of the spans
+
+    def _span(self, number: int) -> bytes:
+        with self._changed:
+            self._changed.wait_for(lambda: number in self._spans or self._error is not None)
+            if number not in self._spans:
+                assert self._error is not None
+                raise self._error
+            return self._spans[number]
+
+    def _save(self, before: int) -> None:
+        """Copies the spans below `before`, which are all here, and forgets those that nobody looks at again."""
+        while self._written < before:
+            if self._copy >= 0:
+                try:
+                    view = memoryview(self._span(self._written))
+                    while view:
+                        view = view[os.write(self._copy, view) :]
+                except OSError:
+                    os.close(self._copy)
+                    self._copy = -1
+            self._written += 1
+            with self._changed:
+                self._spans.pop(self._written - 1 - BEHIND, None)
+
+    def _fetch(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._next < self._floor + BEHIND + 2 * FLIGHTS or self._next >= self._count
+                )
+                number = self._next
+                if number >= self._count or self._error is not None:
+                    return
+                self._next += 1
+            start = number * SPAN
+            try:
+                data, *_ = self._fetcher.read(
+                    1,
+                    self._digest,
+                    self._pack.size,
+                    start,
+                    min(SPAN, self._pack.size - start),
+                    timeout=_TIMEOUT_S,
+                )
+            except Exception as error:  # whatever it is, the reader has to learn of it
+                with self._changed:
+                    self._error = self._error or error
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                self._spans[number] = data
+                self._changed.notify_all()
