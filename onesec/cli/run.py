@@ -6,8 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from cext.errors import UsageError
 from lazyfs.container import Settings
@@ -99,7 +98,7 @@ class _ToldStory(_Story):
         self.mark("server")
 
     def tell(self, served: ServedImage, prefill: Prefill | None, command: Sequence[str], status: int) -> None:
-        timeline_page: Any = import_module("onesec.timeline_page")
+        from onesec import timeline_page
 
         image = served.image
         record = self._timeline.record(
