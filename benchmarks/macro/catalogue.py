@@ -15,6 +15,7 @@ from benchmarks.macro.scenarios import (
     run_true,
     seqread,
     servers,
+    start,
 )
 
 SCENARIOS: dict[str, Scenario] = {
@@ -27,6 +28,7 @@ SCENARIOS: dict[str, Scenario] = {
         mount,
         seqread,
         servers,
+        start,
         build,
         memory,
         patch_release,

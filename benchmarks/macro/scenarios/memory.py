@@ -5,16 +5,13 @@ The bytes are random: nothing is known, nothing compresses, everything goes all 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import random
-import subprocess
 from pathlib import Path
 
+from benchmarks.macro import oci
 from benchmarks.macro.figures import at_most, figure
 from benchmarks.macro.harness import Contender, nothing, rounds, walls
-from benchmarks.macro.programs.ingest import CONFIG
 from benchmarks.macro.scenario import Outcome, Place, Scenario
 
 LIMIT_MB = 300
@@ -25,7 +22,7 @@ def run(place: Place) -> Outcome:
     tree, archive, root = place.path("memory-tree"), place.path("memory-oci"), place.path("memory-root")
     try:
         _make(tree, files, size)
-        _archive(tree, archive)
+        oci.archive(tree, archive, "large")
         calls = {
             "tree to image": place.program("ingest", root, tree, "large"),
             "import of an OCI archive": place.onesec("import", f"oci:{archive}:large", "-t", "large", root=root),
@@ -63,40 +60,6 @@ def _make(tree: Path, files: int, size: int) -> None:
             directory.mkdir(parents=True)
         length = chance.randrange(1, average // 4) if number % 2 else chance.randrange(1, 4 * average - average // 4)
         (directory / f"file{number}.py").write_bytes(os.urandom(length))
-
-
-def _archive(tree: Path, layout: Path) -> None:
-    """An OCI layout with one image `large` of one plain tar layer."""
-    directory = layout / "blobs/sha256"
-    directory.mkdir(parents=True)
-    with open(layout / "layer", "wb") as file:
-        subprocess.run(["tar", "--numeric-owner", "-C", str(tree), "-cf", "-", "."], stdout=file, check=True)
-    with open(layout / "layer", "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    size = (layout / "layer").stat().st_size
-    (layout / "layer").rename(directory / digest)
-    config = {**json.loads(CONFIG), "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]}}
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": f"{_TYPE}.manifest.v1+json",
-        "config": _put(directory, json.dumps(config).encode(), "config.v1+json"),
-        "layers": [{"mediaType": f"{_TYPE}.layer.v1.tar", "digest": f"sha256:{digest}", "size": size}],
-    }
-    listed = {
-        **_put(directory, json.dumps(manifest).encode(), "manifest.v1+json"),
-        "annotations": {"org.opencontainers.image.ref.name": "large"},
-    }
-    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [listed]}))
-    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-
-
-_TYPE = "application/vnd.oci.image"
-
-
-def _put(directory: Path, data: bytes, kind: str) -> dict[str, object]:
-    digest = hashlib.sha256(data).hexdigest()
-    (directory / digest).write_bytes(data)
-    return {"mediaType": f"{_TYPE}.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
 
 
 SCENARIO = Scenario("memory", "peak memory of making a 5 GB image", run)

@@ -8,8 +8,8 @@ from benchmarks.macro import sources
 from benchmarks.macro.figures import Figure, at_most, figure
 from benchmarks.macro.scenario import Outcome, Place, Scenario, blobs
 
-LIBRARY = "nvidia-cublas"
-RELEASES = ("13.7.0.27", "13.8.1.7", "13.8.2.12")
+LIBRARY = "nvidia-cublas-cu12"
+RELEASES = ("12.9.1.4", "12.9.2.10", "12.9.3.13")
 IMAGE = """
 from onesec import Image
 

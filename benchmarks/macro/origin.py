@@ -1,0 +1,90 @@
+"""A registry at the far end of a link: Debian's docker-registry in the origin's namespace, filled from this host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.macro import oci
+from benchmarks.macro.link import Link
+from benchmarks.macro.scenario import Place, ScenarioError
+
+_PORT = 5000
+_CONFIG = """
+version: 0.1
+log: {{level: error, accesslog: {{disabled: true}}}}
+storage: {{filesystem: {{rootdirectory: {data}}}}}
+http: {{addr: "{address}:{port}", secret: benchmark}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """host: as in a reference. settings: an onesec.toml that knows it. environment: that names the settings."""
+
+    link: Link
+    host: str
+    settings: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"ONESEC_CONFIG": str(self.settings)}
+
+
+@contextmanager
+def origin(place: Place, link: Link) -> Iterator[Origin]:
+    """The registry, for the block. What it keeps stays in the place, so that it is filled once."""
+    directory = place.path("origin")
+    directory.mkdir(exist_ok=True)
+    host = f"{link.address}:{_PORT}"
+    config, settings = directory / "config.yml", directory / "onesec.toml"
+    config.write_text(_CONFIG.format(data=directory / "data", address=link.address, port=_PORT))
+    settings.write_text(f'[registry."{host}"]\nplain-http = true\n')
+    server = subprocess.Popen(
+        link.in_origin(["docker-registry", "serve", config]),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"], "OTEL_TRACES_EXPORTER": "none"},
+    )
+    try:
+        _wait(link, server, host)
+        yield Origin(link, host, settings)
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def _wait(link: Link, server: subprocess.Popen[bytes], host: str) -> None:
+    code = f"import socket; socket.create_connection(({host.split(':')[0]!r}, {_PORT}), 1)"
+    for _ in range(100):
+        if subprocess.run(link.in_client(["python3", "-c", code]), capture_output=True, check=False).returncode == 0:
+            return
+        if server.poll() is not None:
+            break
+        time.sleep(0.1)
+    raise ScenarioError("docker-registry did not start in the origin's namespace")
+
+
+def fill(place: Place, found: Origin, reference: str, plain: Path) -> None:
+    """Puts the image there as ours, and as a plain OCI image with gzip and with zstd layers, not through the link."""
+    place.call(
+        found.link.in_origin(place.onesec("push", reference, f"{found.host}/{reference}")),
+        environment=found.environment,
+    )
+    kinds: tuple[oci.Compression, ...] = ("gzip", "zstd")
+    for kind in kinds:
+        layout = place.path(f"oci-{reference}-{kind}")
+        if not (layout / "oci-layout").exists():
+            shutil.rmtree(layout, ignore_errors=True)
+            oci.archive(plain, layout, "plain", kind)
+        target = f"docker://{found.host}/{reference}-{kind}"
+        place.call(
+            found.link.in_origin(["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:plain", target])
+        )

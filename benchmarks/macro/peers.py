@@ -1,0 +1,77 @@
+"""How each peer gets an image from the origin and runs it, on a host that has nothing of it.
+
+A peer is a list of commands for the client's namespace and what it leaves behind. Those whose programs are not
+installed say so and are left out.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.macro.harness import missing
+from benchmarks.macro.origin import Origin
+from benchmarks.macro.scenario import Place
+from benchmarks.macro.sources import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """commands: the pull, then the run. state: directories that hold what was fetched; gone means the host is empty."""
+
+    name: str
+    commands: Sequence[Sequence[str]]
+    state: Sequence[Path]
+
+    def forget(self) -> None:
+        for path in self.state:
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+
+
+_LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
+"""Below any hard limit: podman's own wishes are above it where this runs in a sandbox."""
+
+
+def podman(place: Place, found: Origin, source: Source, kind: str) -> Peer | str:
+    """podman pull and run; kind: the layers' compression. A text says why not."""
+    reason = missing("podman", "crun")
+    if reason:
+        return reason
+    state = [place.path(f"podman-{kind}"), place.path(f"podman-run-{kind}")]
+    base = ["podman", "--root", str(state[0]), "--runroot", str(state[1]), "--cgroup-manager", "cgroupfs"]
+    image = f"{found.host}/{source.reference}-{kind}"
+    run = [
+        "run",
+        "--rm",
+        "--cgroups=disabled",
+        *_LIMITS,
+        "--network=host",
+        "--log-driver=none",
+        image,
+        *source.workload,
+    ]
+    return Peer(f"podman, {kind}", [[*base, "pull", "-q", "--tls-verify=false", image], [*base, *run]], state)
+
+
+def onesec(place: Place, found: Origin, source: Source, *, everything: bool) -> Peer:
+    """Ours: everything fetched before the start, or the index alone and the rest when it is read."""
+    root = place.path("pulled-all" if everything else "pulled")
+    pull = place.onesec("pull", *(["--all"] if everything else []), f"{found.host}/{source.reference}", root=root)
+    run = place.onesec("run", f"{found.host}/{source.reference}", *source.workload, root=root)
+    return Peer("onesec, pull --all" if everything else "onesec, lazily", [pull, run], [root])
+
+
+LAZY_PEERS = {
+    "stargz": ("containerd-stargz-grpc", "ctr-remote", "containerd"),
+    "SOCI": ("soci-snapshotter-grpc", "soci", "containerd"),
+    "nydus": ("nydusd", "containerd-nydus-grpc", "nydusify"),
+}
+"""Lazy loaders that are not in Debian, and the programs that a measurement of each needs."""
+
+
+def absent() -> dict[str, str]:
+    """The lazy peers that cannot run here, with the reason."""
+    return {name: reason for name, programs in LAZY_PEERS.items() if (reason := missing(*programs))}

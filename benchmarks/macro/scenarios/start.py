@@ -1,0 +1,114 @@
+"""From a registry onto an empty host: pull and run until the tensor, over a shaped link, beside the peers.
+
+The host is empty before each run: nothing of the image, no page cache. Bytes are counted at the origin's interface. The
+client, the registry and, where the kernel has no netem, the link's emulator share this machine's cores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from benchmarks.macro import cold, containers, peers, sources
+from benchmarks.macro.figures import Figure, figure, ratios
+from benchmarks.macro.harness import Contender, ContenderError, Measurement, rounds, walls
+from benchmarks.macro.link import Counters, Link, Shape, link
+from benchmarks.macro.origin import Origin, fill, origin
+from benchmarks.macro.scenario import Outcome, Place, Scenario
+
+GIGABIT = Shape(megabits=1000, delay_ms=1.05)
+_NATIVE = "native chroot, warm"
+_NATIVE_COLD = "native chroot, cold"
+
+
+def run(place: Place) -> Outcome:
+    source = sources.torch(place)
+    native = containers.chroot(source.plain, source.workload)
+    with link(GIGABIT) as wire, origin(place, wire) as found:
+        fill(place, found, source.reference, source.plain)
+        chosen, missing = _peers(place, found, source)
+        moved: dict[str, list[int]] = {peer.name: [] for peer in chosen}
+        contenders = [_contender(place, peer, wire, found, moved[peer.name]) for peer in chosen]
+        contenders.append(Contender(_NATIVE_COLD, place.program("steps", json.dumps([native])), cold.drop, clock="own"))
+        contenders.append(Contender(_NATIVE, place.program("steps", json.dumps([native, native])), clock="own"))
+        results = rounds(contenders, min(place.rounds, 3))
+        means = wire.means
+    for peer in chosen:
+        peer.forget()
+    results[_NATIVE] = [_last_step(one) for one in results[_NATIVE]]
+    _require_same(results)
+    return Outcome(
+        _figures(results, moved),
+        results,
+        {
+            "megabits": GIGABIT.megabits,
+            "round_trip_ms": 2 * GIGABIT.delay_ms,
+            "delay_by": means,
+            "bytes_from_origin": moved,
+            "steps_s": {name: [one.said()["steps"] for one in ones] for name, ones in results.items()},
+        },
+        ["client, registry and link share the cores of one machine: ratios carry over, seconds do not"],
+        missing,
+    )
+
+
+def _peers(place: Place, found: Origin, source: sources.Source) -> tuple[list[peers.Peer], dict[str, str]]:
+    missing = peers.absent()
+    chosen = [peers.onesec(place, found, source, everything=True)]
+    for kind in ("gzip", "zstd"):
+        peer = peers.podman(place, found, source, kind)
+        if isinstance(peer, str):
+            missing[f"podman, {kind}"] = peer
+        else:
+            chosen.append(peer)
+    return chosen, missing
+
+
+def _contender(place: Place, peer: peers.Peer, wire: Link, found: Origin, moved: list[int]) -> Contender:
+    before: list[Counters] = []
+
+    def prepare() -> None:
+        peer.forget()
+        cold.drop()
+        before.append(wire.counters())
+
+    def count() -> None:
+        moved.append(wire.counters().since(before.pop()).sent)
+
+    commands = [wire.in_client(list(command)) for command in peer.commands]
+    call = place.program("steps", json.dumps(commands))
+    return Contender(peer.name, call, prepare, count, found.environment, "own")
+
+
+def _last_step(one: Measurement) -> Measurement:
+    """A warm run is the second of two."""
+    steps = one.said()["steps"]
+    assert isinstance(steps, list)
+    return Measurement(float(steps[-1]), one.cpu, one.peak_memory, one.output, one.prepared)
+
+
+def _require_same(results: dict[str, list[Measurement]]) -> None:
+    """Everybody has to have come to the same sum."""
+    sums = {json.loads(str(one.said()["said"]))["sum"] for ones in results.values() for one in ones}
+    if len(sums) != 1:
+        raise ContenderError(f"the workloads did not come to the same: {sorted(sums)}")
+
+
+def _figures(results: dict[str, list[Measurement]], moved: dict[str, list[int]]) -> list[Figure]:
+    found: list[Figure] = []
+    add: Callable[[Figure], None] = found.append
+    for name in moved:
+        add(
+            figure(
+                f"{name}, over native warm",
+                ratios(walls(results, name), walls(results, _NATIVE)),
+                "x",
+                reference=_NATIVE,
+            )
+        )
+    for name, counts in moved.items():
+        add(figure(f"{name}, from the origin", [count / 1e6 for count in counts], "MB"))
+    return found
+
+
+SCENARIO = Scenario("start", "from a registry onto an empty host, 1 Gbit/s, 2.1 ms round trip", run)
