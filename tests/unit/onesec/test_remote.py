@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ import pytest
 from onesec.cli.main import main
 from onesec.config import load
 from onesec.remote import hosts
+from registry.model import EROFS, FORMAT, IMAGE, OCI_CONFIG, Descriptor, Digest, dump_json
 from registry.origin import HostSettings
-from tests.support.fake_registry import FakeRegistry
+from tests.support.fake_registry import Answer, FakeRegistry, Fault
 
 ROOT = Path(__file__).parents[3]
 
@@ -77,3 +80,34 @@ def test_a_ca_that_is_no_certificate_is_told_by_its_path(tmp_path: Path, capsys:
     (tmp_path / "onesec.toml").write_text(f'[registry."registry.invalid"]\nca = "{tmp_path}/ca.pem"\n')
     assert main(["pull", "registry.invalid/me/app"]) == 2
     assert f"ca {tmp_path}/ca.pem: not a file of PEM certificates" in capsys.readouterr().err
+
+
+def test_an_interrupted_pull_says_nothing_leaves_nothing_and_has_status_130(tmp_path: Path) -> None:
+    arrived, gone = threading.Event(), threading.Event()
+
+    def stall(answer: Answer) -> None:
+        arrived.set()
+        gone.wait(20)
+
+    with FakeRegistry() as registry:
+        (tmp_path / "onesec.toml").write_text(f'[registry."{registry.host}"]\nplain-http = true\n')
+        config = registry.put_blob("me/app", b"{}")
+        layer = registry.put_blob("me/app", b"x" * 1000)
+        document = {
+            "schemaVersion": 2,
+            "artifactType": IMAGE,
+            "annotations": {FORMAT: "1"},
+            "config": Descriptor(OCI_CONFIG, Digest(config), 2).to_json(),
+            "layers": [Descriptor(EROFS, Digest(layer), 1000).to_json()],
+        }
+        registry.put_manifest("me/app", "latest", dump_json(document))
+        registry.faults.append(Fault("GET", layer, stall))
+        words = [sys.executable, "-m", "onesec", "pull", f"{registry.host}/me/app"]
+        with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as pull:
+            assert arrived.wait(20)
+            pull.send_signal(signal.SIGINT)
+            out, err = pull.communicate(timeout=20)
+        gone.set()
+    assert (pull.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    assert [path.name for path in (tmp_path / "root/images/blobs").iterdir()] == ["sha256"]
