@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 import trio
 
@@ -17,7 +17,7 @@ from registry.adopt import judge_blob, judge_index, know_packs
 from registry.client import Repository
 from registry.errors import MissingBlobError, RemoteBlobsError
 from registry.layout import Layout, Resolved, total_size
-from registry.model import PACK, Descriptor, Digest, Manifest
+from registry.model import EROFS, PACK, TABLES, Descriptor, Digest, Manifest
 from registry.reference import Reference
 from registry.upload import Uploader
 
@@ -112,16 +112,24 @@ def mountable(layout: Layout, reference: Reference) -> Mapping[Digest, Sequence[
     return found
 
 
+Amount = Literal["start", "index", "all"]
+"""Of an image: what a mount needs and its config; that, the layer indexes and the boot pack; everything."""
+
+_START = (EROFS, TABLES)
+
+
 async def pull_image(
-    layout: Layout, repository: Repository, report: Report, *, name: Reference, everything: bool = False
+    layout: Layout, repository: Repository, report: Report, *, name: Reference, amount: Amount = "index"
 ) -> Pulled:
-    """Fetches an image's index, or all of it, and gives it a name. Call it inside `layout.writing()`."""
+    """Fetches an image, as much of it as amount says, and gives it a name. Call it inside `layout.writing()`."""
     reference = repository.reference
     report.stage(f"looking up {reference}")
     manifest = (await repository.resolve()).require_image()
     blobs = distinct(manifest.blobs)
     large = {one.digest for one in manifest.lazy}
-    wanted = [one for one in blobs if (everything or one.digest not in large) and not layout.has(one)]
+    if amount == "start":
+        large = {one.digest for one in manifest.layers if one.media_type not in _START}
+    wanted = [one for one in blobs if (amount == "all" or one.digest not in large) and not layout.has(one)]
     report.stage(f"pulling {reference}", total_size(wanted))
 
     async def fetch(one: Descriptor) -> None:
@@ -133,7 +141,7 @@ async def pull_image(
     await each(fetch, [one for one in wanted if one.digest in large], MOVED_AT_ONCE)
     stored = layout.put(manifest.raw, manifest.media_type)  # syncs the names of all before it, too
     assert stored.digest == manifest.digest
-    if everything:
+    if amount == "all":
         await trio.to_thread.run_sync(know_packs, layout, manifest)
     layout.tag(name, manifest, domain=reference.domain, remote=reference.repository)
     missing = [one for one in blobs if not layout.has(one)]

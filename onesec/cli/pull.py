@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     with progress.for_user() as shown, layout.writing():
         done = with_client(
             config,
-            lambda client: pull_image(layout, client.repository(remote), shown, name=name, everything=arguments.all),
+            lambda client: pull_image(layout, client.repository(remote), shown, name=name, amount="all" if arguments.all else "index"),
         )
     if config.json:
         record = {"name": done.name, "digest": str(done.manifest.digest), "domain": done.domain}

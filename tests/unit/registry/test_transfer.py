@@ -86,7 +86,7 @@ def pull(
     world: World, layout: Layout, name: str = "me/app:v1", *, everything: bool = False, told: Told | None = None
 ) -> Pulled:
     async def work(repository: Repository) -> Pulled:
-        return await pull_image(layout, repository, told or Told(), name=APP, everything=everything)
+        return await pull_image(layout, repository, told or Told(), name=APP, amount="all" if everything else "index")
 
     with layout.writing():
         return world.call(work, name)
