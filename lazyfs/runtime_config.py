@@ -195,9 +195,13 @@ def arguments(image: ImageConfig, options: RunOptions) -> tuple[str, ...]:
 
 def environment(image: ImageConfig, options: RunOptions, *, hostname: str, home: str) -> dict[str, str]:
     """Later wins: defaults, the image's, the call's."""
-    merged = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname, "HOME": home, "container": "onesec"}
-    if options.terminal:
-        merged["TERM"] = "xterm"
+    merged = {
+        "PATH": DEFAULT_PATH,
+        "HOSTNAME": hostname,
+        "HOME": home,
+        "TERM": "xterm",
+        "container": "onesec",
+    }
     merged.update((name, value) for name, value in image.environment if name)
     merged.update((name, value) for name, value in options.environment if name)
     return merged
@@ -225,9 +229,11 @@ def resolve_user(user: str, passwd: bytes, group: bytes) -> Identity:
     else:
         uid, gid, home, name = found.uid, found.gid, found.home or "/", found.name
     if has_group and which:
-        return Identity(uid, _group_number(which, groups), (), home)
-    extra = {row.gid for row in groups if name is not None and name in row.members} - {gid}
-    return Identity(uid, gid, tuple(sorted(extra)), home)
+        gid = _group_number(which, groups)
+        return Identity(uid, gid, (gid,), home)
+    extra = {row.gid for row in groups if name is not None and name in row.members}
+    # The first group among the others too, or a process that sheds it may do what is denied to it (CVE-2022-2989).
+    return Identity(uid, gid, tuple(sorted({gid, *extra})) if user else (), home)
 
 
 class _Passwd(Record):
@@ -350,7 +356,7 @@ def _kernel_mounts() -> list[dict[str, object]]:
 
     return [
         mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
-        mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+        mount("/dev", "tmpfs", "tmpfs", "nosuid", "noexec", "strictatime", "mode=755", "size=65536k"),
         mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
         mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
         mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),

@@ -103,9 +103,9 @@ def test_working_directory_of_the_image_is_made_and_that_of_the_call_has_to_exis
 
 
 def test_users_are_names_of_the_image_or_numbers(run: Runner) -> None:
-    assert lines(run("/bin/tool", "id", options=["-u", "work"])) == ["1000:1001 2000"]
-    assert lines(run("/bin/tool", "id", config={"User": "work:extra"})) == ["1000:2000"]
-    assert lines(run("/bin/tool", "id", options=["-u", "7:8"], config={"User": "work"})) == ["7:8"]
+    assert lines(run("/bin/tool", "id", options=["-u", "work"])) == ["1000:1001 1001 2000"]
+    assert lines(run("/bin/tool", "id", config={"User": "work:extra"})) == ["1000:2000 2000"]
+    assert lines(run("/bin/tool", "id", options=["-u", "7:8"], config={"User": "work"})) == ["7:8 8"]
     unknown = run("/bin/tool", "id", options=["-u", "nobody-here"])
     assert (unknown.returncode, unknown.stderr[:35]) == (125, b"onesec: user: got nobody-here, want")
 

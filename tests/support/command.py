@@ -60,10 +60,13 @@ class Onesec:
             **self.environment,
         }
 
+    def words(self, *words: str | Path) -> list[str]:
+        return [sys.executable, "-m", "onesec", *map(str, words)]
+
     def start(self, *words: str | Path) -> subprocess.Popen[bytes]:
         """In a session of its own, output thrown away."""
         return subprocess.Popen(
-            [sys.executable, "-m", "onesec", *map(str, words)],
+            self.words(*words),
             env=self.surroundings,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -72,7 +75,7 @@ class Onesec:
         )
 
     def __call__(self, *words: str | Path, timeout: float = 60) -> Said:
-        call = [sys.executable, "-m", "onesec", *map(str, words)]
+        call = self.words(*words)
         done = subprocess.run(
             call, env=self.surroundings, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
         )

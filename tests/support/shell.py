@@ -12,12 +12,14 @@ from pathlib import Path
 from tests.support.oci import oci_layout, tar_of
 
 DIRECTORIES = ("dev", "proc", "sys", "etc", "bin", "run", "tmp", "root", "var", "srv")
+PROGRAMS = (
+    "sh", "cat", "id", "sleep", "ls", "mkdir", "rm", "ln", "mv", "grep", "env", "true", "mount", "mknod", "date",
+    "hostname", "unshare", "chroot", "nice",
+)  # fmt: skip
 _LIBRARY = re.compile(r"(/[^\s:]+) \(0x")
 
 
-def shell_tree(
-    tree: Path, programs: Sequence[str] = ("sh", "cat", "id", "sleep", "ls", "mkdir", "rm", "ln", "mv", "grep")
-) -> None:
+def shell_tree(tree: Path, programs: Sequence[str] = PROGRAMS) -> None:
     """A root with /bin/sh and other programs of the host in /bin. tree is made."""
     for name in DIRECTORIES:
         (tree / name).mkdir(parents=True)
@@ -25,7 +27,7 @@ def shell_tree(
     (tree / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nwork:x:1000:1001::/home/work:/bin/sh\n")
     (tree / "etc/group").write_text("root:x:0:\nwork:x:1001:\nextra:x:2000:other,work\n")
     for program in programs:
-        found = shutil.which(program, path="/usr/bin:/bin")
+        found = shutil.which(program, path="/usr/bin:/bin:/usr/sbin:/sbin")
         assert found is not None, program
         _put(tree, os.path.realpath(found), f"/bin/{program}")
 

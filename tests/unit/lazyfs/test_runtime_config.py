@@ -98,14 +98,14 @@ def test_environment_of_the_call_wins_and_defaults_lose() -> None:
     ("user", "want"),
     [
         ("", Identity(0, 0, (), "/root")),
-        ("work", Identity(1000, 1001, (2000, 2001), "/home/work")),
-        ("1000", Identity(1000, 1001, (2000, 2001), "/home/work")),
-        ("work:extra", Identity(1000, 2000, (), "/home/work")),
-        ("5:6", Identity(5, 6, (), "/")),
-        ("5", Identity(5, 0, (), "/")),
-        ("12", Identity(77, 78, (), "/n")),  # a name that looks like a number is a name, as with podman
-        (":extra", Identity(0, 2000, (), "/root")),
-        ("4294967294:1", Identity(4294967294, 1, (), "/")),
+        ("work", Identity(1000, 1001, (1001, 2000, 2001), "/home/work")),
+        ("1000", Identity(1000, 1001, (1001, 2000, 2001), "/home/work")),
+        ("work:extra", Identity(1000, 2000, (2000,), "/home/work")),
+        ("5:6", Identity(5, 6, (6,), "/")),
+        ("5", Identity(5, 0, (0,), "/")),
+        ("12", Identity(77, 78, (78,), "/n")),  # a name that looks like a number is a name, as with podman
+        (":extra", Identity(0, 2000, (2000,), "/root")),
+        ("4294967294:1", Identity(4294967294, 1, (1,), "/")),
     ],
 )
 def test_users_are_resolved_as_podman_does(user: str, want: Identity) -> None:
