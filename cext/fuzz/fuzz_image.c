@@ -69,7 +69,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     memcpy(tables, data + length, size);
     os_image *image;
     os_frame_cache cache;
-    os_source source = {&from, read_pack, NULL};
+    os_source source = {.context = &from, .read = read_pack};
     if (os_image_make(&os_env_system, 1, tables, size, NULL, source, "fuzz", &image, &failure) == OS_OK) {
         image->id = 1;
         os_frame_cache_init(&cache);

@@ -211,7 +211,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     assert(os_fuse_server_make(&options, &server, &failure) == OS_OK);
     uint8_t *tables = malloc(1024);
     assert(tables != NULL);
-    os_source source = {NULL, read_pack, NULL};
+    os_source source = {.read = read_pack};
     size_t tables_size = make_tables(tables);
     assert(os_fuse_server_add(server, tables, tables_size, source, "fuzz", false, &image, &failure) == OS_OK);
     world.node = os_fuse_server_node(server, object);

@@ -24,7 +24,7 @@ static int ascending(const void *left, const void *right) {
 }
 
 static bool has(const numbers *all, uint32_t number) {
-    return bsearch(&number, all->list, all->count, sizeof number, ascending) != NULL;
+    return all->count > 0 && bsearch(&number, all->list, all->count, sizeof number, ascending) != NULL;
 }
 
 static bool add_number(numbers *all, uint32_t number) {
