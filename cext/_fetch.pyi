@@ -22,7 +22,16 @@ class Fetcher:
         backoff_max: float = 0,
         hedge_floor: float = 0,
     ) -> None: ...
-    def set_source(self, number: int, url: str, /, *, headers: Sequence[str] = (), lifetime: float = 0) -> None: ...
+    def set_source(
+        self,
+        number: int,
+        url: str,
+        /,
+        *,
+        headers: Sequence[str] = (),
+        lifetime: float = 0,
+        authorities: str | None = None,
+    ) -> None: ...
     def set_origin(self, number: int, sources: Sequence[int], /) -> None: ...
     def news(self) -> list[tuple[int, int]]: ...
     def read(

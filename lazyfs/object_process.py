@@ -9,8 +9,11 @@ that its images do not consist of.
 
 Messages are one JSON object in one packet, with descriptors. Of a client:
 
-    attach   label, blobs (number of packs), lease (bool), metadata, linger, rows, more; descriptors: tables, [lease],
-             a pack for each row
+    link     descriptor: a fetcher's socket (lazyfs/fetch_process.py). The answer says whether it was taken, and has a
+             descriptor of the memory for its bytes if it was
+    attach   label, blobs (number of packs), lease (bool), metadata, linger, origin (the fetcher's number for where
+             packs come from that have no row; 0: nowhere), rows, more; descriptors: tables, [lease], a pack for each
+             row
     packs    rows, more; descriptors: a pack for each row. `more` false ends an attach: the answer has the image's
              number and a descriptor of the object mount, and the shared EROFS mount of `metadata` if there is one
     share    image; descriptor: an EROFS mount, given to each further attach of the same metadata
@@ -259,6 +262,7 @@ class _Attach:
     lease: int
     metadata: str
     linger_s: float
+    origin: int
     packs: list[int]
 
     def close(self) -> None:
@@ -302,6 +306,7 @@ class Server:
         secret = os.urandom(32)
         deadline = _deadline(settings.deadline_s)
         _raise_descriptor_limit()
+        memory = _make_memory()
         place = None if settings.store is None else _prepare_store(settings.store, settings.domain)
         os.fchdir(proc)
         os.chroot(".")
@@ -323,7 +328,9 @@ class Server:
             deadline=deadline,
             store=self._store,
             profile=settings.profile,
+            memory=memory,
         )
+        self._memory = memory
         self._fuse, *clones = mount.fds
         for fd in clones:
             os.close(fd)
@@ -400,6 +407,8 @@ class Server:
                 given = [self._tree] if shared is None else [self._tree, *shared.fds]
             elif answer is not None and ("pinned" in answer or "connection" in answer):
                 given = [self._fuse]
+            elif answer is not None and answer.get("linked"):
+                given = [self._memory]
         except Exception as error:  # whatever a message does, it ends at most its own connection
             answer = {"error": str(error) or type(error).__name__}
             if client.attach is not None:
@@ -438,11 +447,16 @@ class Server:
             lease = fds.pop(0) if words["lease"] else -1
             linger_s = min(max(float(words.get("linger", 0)), 0), LINGER_MAX_S)
             metadata = str(words.get("metadata", ""))
+            origin = int(words.get("origin", 0))
             packs = [-1] * int(words["blobs"])
-            client.attach = _Attach(str(words["label"]), tables, lease, metadata, linger_s, packs)
+            client.attach = _Attach(str(words["label"]), tables, lease, metadata, linger_s, origin, packs)
             return self._packs(client, words, fds)
         if what == "packs":
             return self._packs(client, words, fds)
+        if what == "link":
+            if len(fds) != 1:
+                raise _Refused(f"link: got {len(fds)} descriptors, want a socket")
+            return {"linked": self._server.link(fds[0])}
         if what == "share":
             return self._share(client, int(words["image"]), fds)
         if what == "connection":
@@ -472,7 +486,7 @@ class Server:
             images = [{"image": number, "label": image.label} for number, image in self._images.items()]
             return {"statistics": self._server.statistics(), "images": images, "process": os.getpid()}
         raise _Refused(
-            f"got {what!r}, want attach, packs, share, boot, pin, trace, touches, connection, keep, "
+            f"got {what!r}, want link, attach, packs, share, boot, pin, trace, touches, connection, keep, "
             "detach or statistics"
         )
 
@@ -489,7 +503,7 @@ class Server:
             attach.packs[row] = fds.pop(0)
         if words["more"]:
             return None
-        number = self._server.add_image(attach.tables, attach.packs, label=attach.label)
+        number = self._server.add_image(attach.tables, attach.packs, label=attach.label, origin=attach.origin)
         self._images[number] = _Image(attach.label, attach.lease, attach.metadata, attach.linger_s)
         if attach.metadata in self._kept:
             self._kept[attach.metadata].until = None
@@ -572,6 +586,14 @@ class Server:
         while more := os.read(self._mounts, 1 << 16):
             text += more
         return {line.split(b" ", 3)[2].decode() for line in text.splitlines()}
+
+
+def _make_memory() -> int:
+    """What a fetcher puts bytes into, cext/src/os_link.h. Sealed: it can become neither shorter nor longer."""
+    memory = os.memfd_create("onesec-slots", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(memory, cext.SLOTS_SIZE)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return memory
 
 
 def _prepare_store(settings: StoreSettings, domain: str) -> Place | None:

@@ -17,13 +17,16 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cext
 from cache.settings import StoreSettings
 from cext.record import Record
 from lazyfs import mount
 from lazyfs.errors import ObjectServerError
+
+if TYPE_CHECKING:
+    from lazyfs.remote import Origin
 
 _TABLES_HEADER = 64
 _BLOB_ROW = 48
@@ -192,6 +195,7 @@ def attach(
     deadline_s: float = DEADLINE_S,
     store: StoreSettings | None = None,
     profile: bool = False,
+    origin: Origin | None = None,
 ) -> Attachment:
     """Has the image served by its domain's server. Raises UnsupportedError, ObjectServerError.
 
@@ -199,7 +203,7 @@ def attach(
     linger_s: how long the server, with its page cache, outlives the attachment.
     deadline_s: after which a read whose bytes do not come fails. store: where chunks are kept that are read again. Both
     of a server that is started now, a running one keeps its own. profile: the server records what is read; its run
-    directory has to be a new one.
+    directory has to be a new one. origin: where packs come from that are not here.
     """
     settings = ServerSettings(image.domain, deadline_s, store, profile)
     with _domain_directory(run_dir, root, image.domain) as directory:
@@ -207,7 +211,8 @@ def attach(
             sock: socket.socket | None = _connection(directory, settings)
             assert sock is not None
             try:
-                number, objects, shared = _hand_over(sock, image, metadata, linger_s)
+                number_of_origin = 0 if origin is None else _register(directory, sock, origin)
+                number, objects, shared = _hand_over(sock, image, metadata, linger_s, number_of_origin)
                 attachment = Attachment(sock, number, objects, shared, image.lease)
                 sock = None
                 return attachment
@@ -230,6 +235,16 @@ def statistics(domain: str, *, run_dir: str | os.PathLike[str], root: str | os.P
                 return _ask(sock, {"op": "statistics"})[0]
             except _ServerGone:
                 return None
+
+
+def fetch_statistics(
+    domain: str, *, run_dir: str | os.PathLike[str], root: str | os.PathLike[str]
+) -> dict[str, Any] | None:
+    """What a domain's fetcher counts, or None if there is none."""
+    from lazyfs import remote
+
+    with _domain_directory(run_dir, root, domain) as directory:
+        return remote.statistics(directory)
 
 
 def log_tail(
@@ -314,7 +329,16 @@ def _connect(directory: int) -> socket.socket | None:
 # ---------------------------------------------------------------------- talking
 
 
-def _hand_over(sock: socket.socket, image: Servable, metadata: str, linger_s: float) -> tuple[int, int, int]:
+def _register(directory: int, sock: socket.socket, origin: Origin) -> int:
+    """The domain's fetcher knows the origin under this number."""
+    from lazyfs import remote  # only images that are elsewhere need it
+
+    return remote.register(directory, lambda words, fds: _ask(sock, words, fds), origin)
+
+
+def _hand_over(
+    sock: socket.socket, image: Servable, metadata: str, linger_s: float, origin: int
+) -> tuple[int, int, int]:
     """The image's number in the server, the object mount's root, and the EROFS mount or -1 (owned by the caller)."""
     digests = _pack_names(image.tables)
     first = [image.tables]
@@ -325,6 +349,7 @@ def _hand_over(sock: socket.socket, image: Servable, metadata: str, linger_s: fl
         "lease": image.lease.fd >= 0,
         "metadata": metadata,
         "linger": linger_s,
+        "origin": origin,
     }
     if image.lease.fd >= 0:
         first.append(image.lease.fd)

@@ -12,6 +12,7 @@ manifest is hashed before it is parsed, a blob while it is written, and an answe
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 import re
@@ -295,6 +296,28 @@ class Repository:
                 failures = 1 if at - begin >= _PROGRESS else failures + 1  # what hardly moves is given up
                 await session.pause(failures, broken)
         return Digest("sha256:" + hasher.hexdigest())
+
+    async def blob_sources(self, probe: Descriptor) -> list[Location]:
+        """Where ranges of every blob of the repository can be asked for, the mirrors first: urls with `{digest}` for
+        the hexadecimal digits. probe: a blob of it. A host that fails is left out; raises if there is no other.
+        """
+        found: list[Location] = []
+        failure: RegistryError | None = None
+        for session in (*self._mirrors, self.session):
+            asked = self._clock()
+            try:
+                sent = await session.login(self._blob(probe), self._scope)
+            except RegistryError as error:
+                failure = error
+                continue
+            headers = {} if sent.authorization is None else {"authorization": sent.authorization}
+            seconds = sent.expires_at - asked
+            renew = seconds - min(seconds / 4, 60.0) if seconds < math.inf else seconds
+            url = f"{session.base}{self.path}/blobs/sha256:{{digest}}"
+            found.append(Location(url, headers, asked + seconds, asked + renew))
+        if failure is not None and not found:
+            raise failure
+        return found
 
     async def blob_location(self, blob: Descriptor) -> Location:
         """Where the registry's redirects end, found by asking for the first byte, and how long that is good."""

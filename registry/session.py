@@ -64,6 +64,14 @@ class Session:
         self._authenticator: Authenticator | None = None  # guarded by _lock until it is there
         self._answered = False  # whether the host ever did
 
+    async def login(self, probe: str, scope: Scope) -> Send:
+        """What requests of the scope are sent with from now on. probe: a small one, below `/v2/`; the host's answer to
+        it says what it wants to see.
+        """
+        async with self.request("GET", probe, scope, headers={"range": "bytes=0-0"}, expect=(200, 206)):
+            pass
+        return await self._authorize(scope)
+
     @asynccontextmanager
     async def request(
         self,

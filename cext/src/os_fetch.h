@@ -95,11 +95,17 @@ void os_fetch_free(os_fetch *fetch);
 
 /* The functions below: any thread, but none from within a callback unless it says so. */
 
-/* url: http or https; "{digest}" in it stands for the hex digits. headers: count lines "Name: value", sent to the host
- * of the url and to no other. lifetime_ns: 0: for ever. All copied. A source that was there is replaced and no longer
- * stale; requests in the air go on with what they were sent. OS_CORRUPT: the words are no url or header. */
-os_code os_fetch_set_source(os_fetch *fetch, uint32_t source, const char *url, const char *const *headers,
-                            unsigned count, uint64_t lifetime_ns, os_failure *failure);
+typedef struct os_fetch_place {
+    const char *url;            /* http or https; "{digest}" in it stands for the hex digits */
+    const char *const *headers; /* lines "Name: value", sent to the host of the url and to no other */
+    unsigned header_count;
+    uint64_t lifetime_ns;    /* 0: for ever */
+    const char *authorities; /* PEM of the certificates to trust, instead of the engine's; NULL: those */
+} os_fetch_place;
+
+/* All copied. A source that was there is replaced and no longer stale; requests in the air go on with what they were
+ * sent. OS_CORRUPT: the words are no url or header. */
+os_code os_fetch_set_source(os_fetch *fetch, uint32_t source, const os_fetch_place *place, os_failure *failure);
 /* The sources of an origin, the first choice first. */
 os_code os_fetch_set_origin(os_fetch *fetch, uint32_t origin, const uint32_t *sources, unsigned count,
                             os_failure *failure);

@@ -228,8 +228,12 @@ bool os_fetch_take_off(os_fetch_flight *flight) {
     SET(CURLOPT_WRITEFUNCTION, on_body);
     SET(CURLOPT_WRITEDATA, flight);
     SET(CURLOPT_PRIVATE, flight);
-    if (fetch->authorities != NULL)
+    if (source != NULL && source->authorities != NULL) {
+        struct curl_blob pem = {source->authorities, strlen(source->authorities), CURL_BLOB_COPY};
+        SET(CURLOPT_CAINFO_BLOB, &pem);
+    } else if (fetch->authorities != NULL) {
         SET(CURLOPT_CAINFO, fetch->authorities);
+    }
 #undef SET
     return whole && bad == CURLE_OK && curl_multi_add_handle(fetch->multi, easy) == CURLM_OK;
 }

@@ -31,6 +31,7 @@ static void free_source(os_fetch *fetch, os_fetch_source *source) {
         return;
     forget_hops(fetch, source);
     release(fetch, source->url);
+    release(fetch, source->authorities);
     curl_slist_free_all(source->headers);
     release(fetch, source);
 }
@@ -93,12 +94,13 @@ const os_fetch_origin *os_fetch_find_origin(const os_fetch *fetch, uint32_t numb
 
 /* ---------------------------------------------------------------------- from outside */
 
-os_code os_fetch_set_source(os_fetch *fetch, uint32_t number, const char *url, const char *const *headers,
-                            unsigned count, uint64_t lifetime_ns, os_failure *failure) {
+os_code os_fetch_set_source(os_fetch *fetch, uint32_t number, const os_fetch_place *place, os_failure *failure) {
+    const char *const *headers = place->headers;
+    unsigned count = place->header_count;
     static const uint8_t any[OS_ID_SIZE];
     char filled[OS_FETCH_URL_MAX], label[OS_FETCH_LABEL_MAX];
     const os_env *env = fetch->env;
-    os_code code = os_http_fill(url, any, filled, sizeof filled, failure);
+    os_code code = os_http_fill(place->url, any, filled, sizeof filled, failure);
     if (code == OS_OK)
         code = os_http_check_url(filled, label, sizeof label, failure);
     if (code == OS_OK && (count > OS_FETCH_HEADERS_MAX || number == 0))
@@ -114,9 +116,10 @@ os_code os_fetch_set_source(os_fetch *fetch, uint32_t number, const char *url, c
         return os_fail(failure, OS_MEMORY, "source: got no memory");
     memset(made, 0, sizeof *made);
     made->number = made->count.source = number;
-    made->url = copy_text(fetch, url);
+    made->url = copy_text(fetch, place->url);
+    made->authorities = place->authorities == NULL ? NULL : copy_text(fetch, place->authorities);
     memcpy(made->label, label, sizeof label);
-    bool whole = made->url != NULL;
+    bool whole = made->url != NULL && (made->authorities != NULL) == (place->authorities != NULL);
     for (unsigned at = 0; at < count && whole; at++) {
         struct curl_slist *longer = curl_slist_append(made->headers, headers[at]);
         whole = longer != NULL;
@@ -124,7 +127,7 @@ os_code os_fetch_set_source(os_fetch *fetch, uint32_t number, const char *url, c
             made->headers = longer;
     }
     uint64_t now = env->monotonic_ns(env->context);
-    made->expires = lifetime_ns == 0 ? OS_FETCH_NEVER : now + lifetime_ns;
+    made->expires = place->lifetime_ns == 0 ? OS_FETCH_NEVER : now + place->lifetime_ns;
     pthread_mutex_lock(&fetch->lock);
     os_fetch_source *old = os_fetch_find_source(fetch, number);
     made->version = ++fetch->version;

@@ -101,15 +101,15 @@ static PyObject *py_enter(PyObject *object, PyObject *unused) {
 /* ---------------------------------------------------------------------- sources */
 
 static PyObject *set_source(PyObject *object, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"", "", "headers", "lifetime", NULL};
+    static char *names[] = {"", "", "headers", "lifetime", "authorities", NULL};
     unsigned number;
-    const char *url;
+    os_fetch_place place = {0};
     PyObject *sequence = NULL, *lines = NULL;
     const char *line[OS_FETCH_HEADERS_MAX + 1];
     double lifetime = 0;
     os_fetch *fetch = opened(object);
-    if (fetch == NULL || !PyArg_ParseTupleAndKeywords(arguments, keywords, "Is|$Od:set_source", names, &number, &url,
-                                                      &sequence, &lifetime))
+    if (fetch == NULL || !PyArg_ParseTupleAndKeywords(arguments, keywords, "Is|$Odz:set_source", names, &number,
+                                                      &place.url, &sequence, &lifetime, &place.authorities))
         return NULL;
     if (!(lifetime >= 0 && lifetime < 1e9))
         return PyErr_Format(PyExc_ValueError, "lifetime: want seconds");
@@ -133,7 +133,10 @@ static PyObject *set_source(PyObject *object, PyObject *arguments, PyObject *key
             goto done;
         }
     }
-    if (os_fetch_set_source(fetch, number, url, line, (unsigned)count, (uint64_t)(lifetime * 1e9), &failure) != OS_OK)
+    place.headers = line;
+    place.header_count = (unsigned)count;
+    place.lifetime_ns = (uint64_t)(lifetime * 1e9);
+    if (os_fetch_set_source(fetch, number, &place, &failure) != OS_OK)
         os_py_raise(&failure);
 done:
     Py_DECREF(lines);
@@ -442,8 +445,9 @@ static PyObject *redirect(PyObject *module, PyObject *arguments) {
 
 static PyMethodDef methods[] = {
     {"set_source", KEYWORDS(set_source),
-     "set_source(number, url, *, headers=(), lifetime=0): url may have \"{digest}\" in it. Replaces it, and ends its "
-     "being stale. lifetime: seconds, 0 for ever."},
+     "set_source(number, url, *, headers=(), lifetime=0, authorities=None): url may have \"{digest}\" in it. Replaces "
+     "it, and ends its "
+     "being stale. lifetime: seconds, 0 for ever. authorities: PEM."},
     {"set_origin", set_origin, METH_VARARGS, "set_origin(number, sources): the first choice first."},
     {"news", news, METH_NOARGS, "news() -> [(source, status)]: sources that went stale; status 0: their time passed."},
     {"read", KEYWORDS(py_read),

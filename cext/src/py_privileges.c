@@ -157,13 +157,10 @@ static int install_filter(int proc, int store, unsigned process) {
     return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter);
 }
 
-/* opened: called once the process is nobody, before it is confined; returns the descriptor of the store's directory, or
- * -1. NULL: there is no store. */
-static int drop(int user, int proc, PyObject *opened) {
+static int become(int user) {
     struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct none[2] = {{0}};
     struct rlimit no_core = {0, 0};
-    int store = -1;
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || setrlimit(RLIMIT_CORE, &no_core) < 0)
         return -1;
     for (int cap = 0; cap < 64; cap++)
@@ -173,6 +170,80 @@ static int drop(int user, int proc, PyObject *opened) {
         return -1;
     if (setgroups(0, NULL) < 0 || setresgid((gid_t)user, (gid_t)user, (gid_t)user) < 0 ||
         setresuid((uid_t)user, (uid_t)user, (uid_t)user) < 0 || syscall(SYS_capset, &head, none) < 0)
+        return -1;
+    return 0;
+}
+
+/* What a process that talks to the network as nobody has no use for: running programs, looking into other processes,
+ * and changing files. It may read what everybody may: resolv.conf, certificates. */
+static int install_network_filter(void) {
+    static const int denied[] = {SYS_execve,
+                                 SYS_execveat,
+                                 SYS_ptrace,
+                                 SYS_process_vm_readv,
+                                 SYS_mount,
+                                 SYS_umount2,
+                                 SYS_process_vm_writev,
+                                 SYS_pivot_root,
+                                 SYS_chroot,
+                                 SYS_setns,
+                                 SYS_unshare,
+                                 SYS_bpf,
+                                 SYS_keyctl,
+                                 SYS_add_key,
+                                 SYS_request_key,
+                                 SYS_userfaultfd,
+                                 SYS_perf_event_open,
+                                 SYS_io_uring_setup,
+                                 SYS_kexec_load,
+                                 SYS_unlinkat,
+                                 SYS_renameat2,
+                                 SYS_linkat,
+                                 SYS_symlinkat,
+                                 SYS_mkdirat,
+                                 SYS_fchmodat,
+                                 SYS_fchownat,
+                                 SYS_truncate,
+                                 SYS_openat2};
+    enum { COUNT = sizeof denied / sizeof *denied };
+    const unsigned writes = O_WRONLY | O_RDWR | O_CREAT | O_TRUNC;
+    const struct sock_filter checks[] = {
+        IF(SYS_openat, 0, 3), LOW(2), IF_BITS(writes, 0, 1), RETURN(DENY), RETURN(SECCOMP_RET_ALLOW),
+    };
+    struct sock_filter program[COUNT + sizeof checks / sizeof *checks + 6];
+    unsigned short at = 0;
+    program[at++] = (struct sock_filter)FIELD(arch);
+    program[at++] = (struct sock_filter)IF(ARCHITECTURE, 1, 0);
+    program[at++] = (struct sock_filter)RETURN(SECCOMP_RET_KILL_PROCESS);
+    program[at++] = (struct sock_filter)FIELD(nr);
+    for (size_t row = 0; row < COUNT; row++) /* the jump leads to the RETURN behind the table */
+        program[at++] = (struct sock_filter)IF(denied[row], COUNT - row, 0);
+    program[at++] = (struct sock_filter)BPF_STMT(BPF_JMP | BPF_JA, 1);
+    program[at++] = (struct sock_filter)RETURN(DENY);
+    memcpy(program + at, checks, sizeof checks);
+    at += sizeof checks / sizeof *checks;
+    struct sock_fprog filter = {.len = at, .filter = program};
+    return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter);
+}
+
+static PyObject *keep_to_network(PyObject *module, PyObject *argument) {
+    long user = PyLong_AsLong(argument);
+    (void)module;
+    if (user == -1 && PyErr_Occurred())
+        return NULL;
+    if (user <= 0)
+        return PyErr_Format(PyExc_ValueError, "keep_to_network: want a user that is not root");
+    if ((geteuid() == 0 && become((int)user) < 0) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
+        install_network_filter() < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+/* opened: called once the process is nobody, before it is confined; returns the descriptor of the store's directory, or
+ * -1. NULL: there is no store. */
+static int drop(int user, int proc, PyObject *opened) {
+    int store = -1;
+    if (become(user) < 0)
         return -1;
     if (opened != NULL) {
         PyObject *answer = PyObject_CallNoArgs(opened);
@@ -242,6 +313,8 @@ static PyMethodDef functions[] = {
      "drop_privileges(user, proc, opened=None): for good. proc: descriptor of the proc file system that is this "
      "process's "
      "root. opened: opens the store as that user, and returns the descriptor of its directory, or -1."},
+    {"keep_to_network", keep_to_network, METH_O,
+     "keep_to_network(user): for good. What is left is reading what everybody may read, and talking to the network."},
     {"device_of", device_of, METH_VARARGS, "device_of(fd) -> (major, minor): without asking the file system."},
     {"filesystem_of", filesystem_of, METH_VARARGS, "filesystem_of(fd) -> int: the magic number of statfs(2)."},
     {"set_process_name", set_process_name, METH_VARARGS, "set_process_name(name): at most 15 bytes of it count."},

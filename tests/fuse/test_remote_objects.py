@@ -23,10 +23,10 @@ import pytest
 import cext
 from cext.fetch import SPAN
 from tests.support import origin as faults
+from tests.support.far import Remote, linked, remote, slots
 from tests.support.objects import ObjectSet, make_objects
 from tests.support.origin import Exchange, Fault, Origin
 from tests.support.origin import serving as origin_serving
-from tests.support.far import Remote, linked, remote, slots
 from tests.support.serving import serving
 
 pytestmark = pytest.mark.usefixtures("real_machine")

@@ -1,0 +1,475 @@
+"""The fetcher of a trust domain: what reads its images' packs from other hosts. Two processes.
+
+    client ── background.start ──► renewer (the user's rights) ── forks ──► fetcher (nobody, libcurl)
+                                      │ `fetch`: origins of clients            │ cext/src/os_link.h
+                                      │ urls and tokens, before they end ────► │
+                                      ◄──────── "this source said 401" ─────── │ ◄──► object server
+
+The renewer knows who we are to a registry and talks to it alone; it never sees a byte of a pack. The fetcher sees
+tokens and packs and nothing else: it may not write to a file, run a program or look into a process. The object server
+has neither. If the fetcher dies the renewer makes another, which finds out from the object server what is wanted. Both
+end with the object server.
+
+Lines of JSON go to the fetcher: {"source", "url", "headers", "lifetime", "authorities"}, {"origin", "sources"},
+{"statistics"}; from it come {"news": [[source, status]]} and {"statistics"}. A client sends one packet:
+{"op": "origin", "origin"}, answered with {"number"}, or {"op": "statistics"}.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import queue
+import select
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import cext
+from cext.errors import OnesecError
+from lazyfs import background
+from lazyfs.remote import MESSAGE_MAX, number_of
+
+RENEWER, FETCHER = "onesec-renewer", "onesec-fetcher"
+_NOBODY = 65534
+_ORIGINS_MAX = 1024
+_SOURCES_EACH = 8
+_AGAIN_S, _AGAIN_MAX_S = 0.25, 15.0  # between two tries to get credentials that are refused
+_RESTART_S = 0.25
+_HELD_MAX = 4 << 20  # bytes of lines that the fetcher has not taken yet
+
+
+def start(directory: int, link: int, memory: int) -> None:
+    """Returns once it listens. The caller holds the domain's lock."""
+    log = os.open("log", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        background.start(RENEWER, "fetcher", _renewer_main, fds=(directory, link, memory), log=log)
+    finally:
+        os.close(log)
+
+
+def _log(text: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode(errors="replace"))
+
+
+# ---------------------------------------------------------------------- the renewer
+
+
+@dataclass(slots=True)
+class _Credentials:
+    """One source as the fetcher is told it. expires_at, renew_at: monotonic, inf if it does not end."""
+
+    url: str
+    headers: Sequence[str] = field(repr=False)
+    expires_at: float = math.inf
+    renew_at: float = math.inf
+    authorities: str | None = field(default=None, repr=False)
+
+
+@dataclass(slots=True)
+class _Origin:
+    """sources: numbers of the fetcher's, _SOURCES_EACH from the first on. due: when to get credentials, monotonic."""
+
+    words: Mapping[str, Any] = field(repr=False)
+    first: int
+    credentials: list[_Credentials] = field(default_factory=list)
+    due: float = 0.0
+    failures: int = 0
+    busy: bool = False
+
+
+def _renewer_main(fds: Sequence[int], client: background.Client) -> int:
+    directory, link, memory = fds
+    try:
+        listener = _listen(directory)
+        renewer = _Renewer(listener, link, memory)
+        renewer.start_fetcher()
+    except BaseException as error:
+        client.failed(error)
+        return 1
+    client.ready()
+    client.heard()
+    client.close()
+    renewer.run()
+    return 0
+
+
+def _listen(directory: int) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with suppress(FileNotFoundError):
+        os.unlink("fetch.new", dir_fd=directory)
+    sock.bind(f"/proc/self/fd/{directory}/fetch.new")
+    os.chmod("fetch.new", 0o600, dir_fd=directory)
+    sock.listen(128)
+    os.rename("fetch.new", "fetch", src_dir_fd=directory, dst_dir_fd=directory)
+    return sock
+
+
+class _Renewer:
+    """One thread that answers, and one that talks to registries, which may take its time."""
+
+    def __init__(self, listener: socket.socket, link: int, memory: int) -> None:
+        self._listener = listener
+        self._link = link
+        self._memory = memory
+        self._user = os.geteuid()
+        self._origins: dict[int, _Origin] = {}
+        self._clients: dict[int, socket.socket] = {}
+        self._asking: list[socket.socket] = []  # clients that wait for statistics
+        self._child = -1
+        self._pidfd = -1
+        self._lines: socket.socket | None = None
+        self._received = b""
+        self._restart_at = 0.0
+        self._wanted: queue.SimpleQueue[tuple[int, Mapping[str, Any]]] = queue.SimpleQueue()
+        self._got: queue.SimpleQueue[tuple[int, list[_Credentials] | str]] = queue.SimpleQueue()
+        self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        threading.Thread(target=self._talk, daemon=True).start()
+
+    # -- the fetcher
+
+    def start_fetcher(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        child = os.fork()
+        if child == 0:
+            _become_fetcher(theirs.fileno(), self._link, self._memory)
+        theirs.close()
+        self._child = child
+        self._pidfd = os.pidfd_open(child)
+        self._lines = ours
+        self._received = b""
+        for number, origin in self._origins.items():
+            self._tell_origin(number, origin)
+
+    def _tell(self, words: Mapping[str, Any]) -> None:
+        if self._lines is not None:
+            with suppress(OSError):  # it is gone; the next one is told all of it
+                self._lines.sendall(json.dumps(words).encode() + b"\n")
+
+    def _tell_origin(self, number: int, origin: _Origin) -> None:
+        now = time.monotonic()
+        sources = []
+        for at, one in enumerate(origin.credentials):
+            if one.expires_at <= now:
+                continue
+            lifetime = 0 if one.expires_at == math.inf else one.expires_at - now
+            source = {"source": origin.first + at, "url": one.url, "headers": list(one.headers), "lifetime": lifetime}
+            self._tell({**source, "authorities": one.authorities})
+            sources.append(origin.first + at)
+        self._tell({"origin": number, "sources": sources})
+
+    def _hear(self) -> None:
+        assert self._lines is not None
+        try:
+            data = self._lines.recv(1 << 16)
+        except OSError:
+            data = b""
+        if not data:
+            self._lines.close()
+            self._lines = None
+            return
+        *lines, self._received = (self._received + data).split(b"\n")
+        for line in lines:
+            words = json.loads(line)
+            for source, _ in words.get("news", ()):
+                self._renew(source)
+            if "statistics" in words:
+                for client in self._asking:
+                    self._answer(client, words["statistics"])
+                self._asking.clear()
+
+    def _bury(self) -> None:
+        os.waitpid(self._child, 0)
+        os.close(self._pidfd)
+        self._pidfd = self._child = -1
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+        for client in self._asking:
+            self._answer(client, {"error": "it ended"})
+        self._asking.clear()
+        _log("fetcher: ended; another one is started")
+        self._restart_at = time.monotonic() + _RESTART_S
+
+    # -- credentials
+
+    def _renew(self, source: int) -> None:
+        """A source was refused, or its time has passed."""
+        for origin in self._origins.values():
+            if origin.first <= source < origin.first + _SOURCES_EACH and not origin.busy:
+                pause = min(_AGAIN_S * 2**origin.failures, _AGAIN_MAX_S) if origin.failures else 0
+                origin.failures += 1
+                origin.due = min(origin.due, time.monotonic() + pause)
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for number, origin in self._origins.items():
+            if origin.due <= now and not origin.busy:
+                origin.busy = True
+                self._wanted.put((number, origin.words))
+
+    def _talk(self) -> None:
+        while True:
+            number, words = self._wanted.get()
+            try:
+                self._got.put((number, _credentials(words)))
+            except Exception as error:
+                self._got.put((number, str(error) or type(error).__name__))
+            os.eventfd_write(self._woken, 1)
+
+    def _take_credentials(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._woken)
+        while True:
+            try:
+                number, got = self._got.get_nowait()
+            except queue.Empty:
+                return
+            origin = self._origins[number]
+            origin.busy = False
+            now = time.monotonic()
+            if isinstance(got, str):
+                _log(f"credentials: {got}")
+                origin.failures += 1
+                origin.due = now + min(_AGAIN_S * 2**origin.failures, _AGAIN_MAX_S)
+                continue
+            origin.credentials = got[:_SOURCES_EACH]
+            renew_at = min((one.renew_at for one in origin.credentials), default=math.inf)
+            origin.due = max(renew_at, now + _AGAIN_S)
+            if origin.due < math.inf and origin.failures:
+                origin.failures -= 1
+            self._tell_origin(number, origin)
+
+    # -- clients
+
+    def _accept(self) -> None:
+        sock, _ = self._listener.accept()
+        _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid not in (0, self._user):
+            sock.close()
+            return
+        sock.settimeout(5)
+        self._clients[sock.fileno()] = sock
+
+    def _serve(self, sock: socket.socket) -> None:
+        try:
+            data = sock.recv(MESSAGE_MAX)
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(sock)
+            return
+        try:
+            words = json.loads(data)
+            if words["op"] == "origin":
+                self._answer(sock, {"number": self._add(words["origin"])})
+            elif words["op"] == "statistics":
+                self._asking.append(sock)
+                self._tell({"statistics": True})
+            else:
+                self._answer(sock, {"error": f"got {words['op']!r}, want origin or statistics"})
+        except Exception as error:
+            self._answer(sock, {"error": str(error) or type(error).__name__})
+
+    def _drop(self, sock: socket.socket) -> None:
+        self._clients.pop(sock.fileno(), None)
+        if sock in self._asking:
+            self._asking.remove(sock)
+        sock.close()
+
+    def _answer(self, sock: socket.socket, words: Mapping[str, Any]) -> None:
+        with suppress(OSError):
+            sock.send(json.dumps(words).encode())
+
+    def _add(self, words: Mapping[str, Any]) -> int:
+        number = number_of(words)
+        if number not in self._origins:
+            if len(self._origins) >= _ORIGINS_MAX:
+                raise OnesecError(f"got more than {_ORIGINS_MAX} origins")
+            self._origins[number] = _Origin(words, 1 + _SOURCES_EACH * len(self._origins))
+        return number
+
+    # -- the loop
+
+    def run(self) -> None:
+        """Until the object server closes its end."""
+        while True:
+            self._start_due()
+            if self._child < 0 and time.monotonic() >= self._restart_at:
+                self.start_fetcher()
+            poll = select.poll()
+            poll.register(self._link, select.POLLRDHUP)
+            for fd in (self._listener.fileno(), self._woken, *self._clients):
+                poll.register(fd, select.POLLIN)
+            if self._pidfd >= 0:
+                poll.register(self._pidfd, select.POLLIN)
+            if self._lines is not None:
+                poll.register(self._lines.fileno(), select.POLLIN)
+            for fd, _ in poll.poll(self._wait_ms()):
+                if fd == self._link:
+                    self._end()
+                    return
+                if fd == self._listener.fileno():
+                    self._accept()
+                elif fd == self._woken:
+                    self._take_credentials()
+                elif fd == self._pidfd:
+                    self._bury()
+                elif self._lines is not None and fd == self._lines.fileno():
+                    self._hear()
+                elif fd in self._clients:
+                    self._serve(self._clients[fd])
+
+    def _wait_ms(self) -> int | None:
+        ends = [origin.due for origin in self._origins.values() if not origin.busy]
+        if self._child < 0:
+            ends.append(self._restart_at)
+        end = min(ends, default=math.inf)
+        return None if end == math.inf else max(0, math.ceil((end - time.monotonic()) * 1000))
+
+    def _end(self) -> None:
+        if self._child >= 0:
+            with suppress(ProcessLookupError):
+                os.kill(self._child, signal.SIGKILL)
+            os.waitpid(self._child, 0)
+
+
+# ---------------------------------------------------------------------- credentials
+
+
+def _credentials(words: Mapping[str, Any]) -> list[_Credentials]:
+    """Blocks. Raises what the registry's errors are."""
+    if "web" in words:
+        return [_Credentials(str(one["url"]), [str(line) for line in one["headers"]]) for one in words["web"]]
+    return _registry_credentials(words["registry"])
+
+
+def _registry_credentials(words: Mapping[str, Any]) -> list[_Credentials]:
+    from functools import partial
+
+    import trio
+
+    from registry import credentials
+    from registry.client import Client, Location
+    from registry.model import PACK, Descriptor, Digest
+    from registry.origin import HostSettings, origin_of
+    from registry.reference import Reference
+    from registry.session import Surroundings
+    from registry.transport import HttpTransport
+
+    hosts = {
+        name: HostSettings(one["plain_http"], one["ca"], tuple(one["mirrors"]), tuple(one["realms"]))
+        for name, one in words["hosts"].items()
+    }
+    reference = Reference.parse(words["repository"])
+    digest, size = words["probe"]
+    probe = Descriptor(PACK, Digest(digest), int(size))
+
+    async def main() -> list[Location]:
+        async with HttpTransport(hosts) as transport:
+            client = Client(Surroundings(transport, hosts, partial(credentials.find, os.environ)))
+            with trio.fail_after(60):
+                return await client.repository(reference).blob_sources(probe)
+
+    found = []
+    for one in trio.run(main):
+        netloc = origin_of(one.url.replace("{digest}", "0"), "registry").netloc
+        settings = hosts.get(netloc)
+        authorities = _bundle(settings.ca) if settings is not None and settings.ca is not None else None
+        headers = [f"{name}: {value}" for name, value in one.headers.items()]
+        found.append(_Credentials(one.url, headers, one.expires_at, one.renew_at, authorities))
+    return found
+
+
+def _bundle(path: str) -> str:
+    """The system's certificates and these."""
+    import ssl
+
+    system = ssl.get_default_verify_paths().cafile
+    text = ""
+    for name in (system, path):
+        if name is not None:
+            with open(name) as file:
+                text += file.read() + "\n"
+    return text
+
+
+# ---------------------------------------------------------------------- the fetcher
+
+
+def _become_fetcher(lines: int, link: int, memory: int) -> NoReturn:
+    status = 1
+    try:
+        fds = background.keep_only((lines, link, memory), 2)
+        cext.set_process_name(FETCHER)
+        from cext.fetch import Fetcher  # loads libcurl while it may
+
+        socket.getaddrinfo("localhost", 80)  # and what names are looked up with
+        cext.keep_to_network(_NOBODY)
+        news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        fetcher = Fetcher(log=2, news=news)
+        threading.Thread(target=_serve_link, args=(fetcher, fds[1], fds[2]), daemon=True).start()
+        _take_lines(fetcher, fds[0], news)
+        status = 0
+    except Exception as error:
+        _log(f"fetcher: {error or type(error).__name__}")
+    finally:
+        os._exit(status)
+
+
+def _serve_link(fetcher: Any, link: int, memory: int) -> None:
+    try:
+        fetcher.serve(link, memory)
+    except Exception as error:
+        _log(f"fetcher: {error}")
+    os._exit(0)
+
+
+def _take_lines(fetcher: Any, fd: int, news: int) -> None:
+    """Until the renewer is gone."""
+    sock = socket.socket(fileno=fd)
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    poll.register(news, select.POLLIN)
+    received = b""
+    while True:
+        for ready, _ in poll.poll():
+            if ready == news:
+                os.eventfd_read(news)
+                sock.sendall(json.dumps({"news": fetcher.news()}).encode() + b"\n")
+                continue
+            data = sock.recv(1 << 16)
+            if not data or len(received) > _HELD_MAX:
+                return
+            *lines, received = (received + data).split(b"\n")
+            for line in lines:
+                _take_line(fetcher, json.loads(line), sock)
+
+
+def _take_line(fetcher: Any, words: Mapping[str, Any], sock: socket.socket) -> None:
+    if "statistics" in words:
+        found = fetcher.statistics()
+        for one in found["slowest"]:
+            one["digest"] = one["digest"].hex()
+        sock.sendall(json.dumps({"statistics": found}).encode() + b"\n")
+    elif "origin" in words:
+        fetcher.set_origin(words["origin"], words["sources"])
+    else:
+        try:
+            fetcher.set_source(
+                words["source"],
+                words["url"],
+                headers=words["headers"],
+                lifetime=words["lifetime"],
+                authorities=words["authorities"],
+            )
+        except OnesecError as error:
+            _log(f"fetcher: {error}")
