@@ -65,7 +65,8 @@ SIGNED_SECONDS = 120.0  # how long a URL on another host counts as good if it do
 class Location:
     """Where ranges of a blob can be had without asking the registry again.
 
-    headers: to be sent with each request, secrets among them; only to this URL. expires_at, renew_at: seconds of
+    headers: to be sent with each request, secrets among them; only to this URL. ca: trusted there beside the system's
+    certificates. expires_at, renew_at: seconds of
     time.monotonic (CLOCK_MONOTONIC), inf if it does not end; whoever uses it asks for a new one from renew_at on.
     """
 
@@ -73,6 +74,7 @@ class Location:
     headers: Mapping[str, str] = field(repr=False)
     expires_at: float
     renew_at: float
+    ca: str | None = None
 
 
 class Client:
@@ -328,7 +330,8 @@ class Repository:
         async with self._open(session, blob, 0, min(1, blob.size)) as answer:
             date = parse_date(answer.response.header("date"))
         headers = {key: value for key, value in answer.headers.items() if key == "authorization"}
-        if origin_of(answer.url, session.host) == origin_of(session.base, session.host):
+        origin = origin_of(answer.url, session.host)
+        if origin == origin_of(session.base, session.host):
             seconds = answer.expires_at - asked
         else:
             until = signed_until(answer.url)
@@ -336,7 +339,7 @@ class Repository:
         if seconds <= 0:
             raise BadAnswerError(session.host, f"blob {blob.digest}: its location has expired already", retryable=True)
         renew = seconds - min(seconds / 4, 60.0)
-        return Location(answer.url, headers, asked + seconds, asked + renew)
+        return Location(answer.url, headers, asked + seconds, asked + renew, settings_for(self.hosts, origin.netloc).ca)
 
     @asynccontextmanager
     async def _open(self, session: Session, blob: Descriptor, offset: int, length: int) -> AsyncIterator[Answer]:

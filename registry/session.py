@@ -9,13 +9,21 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import trio
 
 from registry.auth import ANSWER_MAX, Ask, Authenticator, Credential, Scope, Send
-from registry.errors import BadAnswerError, BadDocumentError, DeniedError, NotThereError, RefusedError, RegistryError
+from registry.errors import (
+    BadAnswerError,
+    BadDocumentError,
+    DeniedError,
+    NotThereError,
+    RefusedError,
+    RegistryError,
+    UnreachableError,
+)
 from registry.model import parse_json
 from registry.origin import Hosts, api_url, origin_of, redirected
 from registry.retry import RETRIED, RetryPolicy, parse_retry_after
@@ -94,14 +102,13 @@ class Session:
         while True:
             async with AsyncExitStack() as stack:
                 try:
-                    answer = await self._attempt(request, scope, stack)
-                    if answer.response.status not in expect:
-                        raise await self._refusal(answer)
+                    answer = await self._answer(request, scope, stack, expect)
                 except RegistryError as error:
-                    await self.pause((failures := failures + 1), error, once=not retry)
-                    continue
-                yield answer
-                return
+                    failed = error
+                else:
+                    yield answer
+                    return
+            await self.pause((failures := failures + 1), failed, once=not retry)
 
     async def pause(self, failures: int, error: RegistryError, *, once: bool = False) -> None:
         """Waits for the next attempt after so many failures, or raises error."""
@@ -120,18 +127,22 @@ class Session:
         """The whole body of a small GET."""
         failures = 0
         while True:
-            try:
-                with trio.fail_after(_DOCUMENT_SECONDS):
-                    async with self.request("GET", url, scope, headers={"accept": accept}, expect=expect) as answer:
-                        try:
-                            return await read(answer.response, limit, self.host), answer
-                        except RegistryError as error:
-                            broken = error
-            except trio.TooSlowError as error:
-                raise RegistryError(self.host, f"did not finish its answer within {_DOCUMENT_SECONDS:.0f} s") from error
+            async with self.request("GET", url, scope, headers={"accept": accept}, expect=expect) as answer:
+                try:
+                    async with _deadline(self.host):
+                        return await read(answer.response, limit, self.host), answer
+                except RegistryError as error:
+                    broken = error
             await self.pause((failures := failures + 1), broken)
 
     # ------------------------------------------------------------------
+
+    async def _answer(self, request: Request, scope: Scope, stack: AsyncExitStack, expect: tuple[int, ...]) -> Answer:
+        async with _deadline(self.host, bounded=request.body is None):
+            answer = await self._attempt(request, scope, stack)
+            if answer.response.status not in expect:
+                raise await self._refusal(answer)
+            return answer
 
     async def _attempt(self, request: Request, scope: Scope, stack: AsyncExitStack) -> Answer:
         """One answer that is neither a 401 that we can do something about nor a redirect that we follow."""
@@ -183,7 +194,7 @@ class Session:
         failures = 0
         while True:
             try:
-                async with self._world.transport.send(request) as response:
+                async with _deadline(self.host), self._world.transport.send(request) as response:
                     if response.status in RETRIED:
                         raise RefusedError(
                             self.host,
@@ -207,6 +218,16 @@ class Session:
             body = b""
         at = origin_of(answer.url, self.host)
         return explain(self.host, response, body, where="" if at == self._origin else f" (sent on to {at.netloc})")
+
+
+@asynccontextmanager
+async def _deadline(host: str, *, bounded: bool = True) -> AsyncIterator[None]:
+    """For what is small: the transport bounds each silence, this the sum of a server's drops."""
+    try:
+        with trio.fail_after(_DOCUMENT_SECONDS) if bounded else nullcontext():
+            yield
+    except trio.TooSlowError as error:
+        raise UnreachableError(host, f"did not finish its answer within {_DOCUMENT_SECONDS:.0f} s") from error
 
 
 def explain(host: str, response: Response, body: bytes, *, where: str = "") -> RegistryError:

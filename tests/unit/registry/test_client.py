@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Awaitable, Iterator
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 
@@ -578,4 +580,20 @@ def test_errors_of_the_registry_are_told_in_its_words(world: World) -> None:
     words = json.dumps({"errors": [{"code": "X", "message": "the disk is full"}]}).encode()
     world.registry.faults.append(Fault("GET", "/manifests/", lambda answer: answer.send(400, {}, words)))
     with pytest.raises(RefusedError, match="got status 400: the disk is full"):
+        world.call(Repository.resolve)
+
+
+def test_an_answer_that_comes_in_drops_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.image()
+    monkeypatch.setattr("registry.session._DOCUMENT_SECONDS", 0.3)
+
+    def drip(answer: Answer) -> None:
+        answer.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        with suppress(OSError):
+            for _ in range(1000):
+                answer.raw(b" ")
+                time.sleep(0.02)
+
+    world.registry.faults.append(Fault("GET", "/manifests/", drip))
+    with pytest.raises(UnreachableError, match="did not finish its answer"):
         world.call(Repository.resolve)
