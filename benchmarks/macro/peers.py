@@ -6,6 +6,7 @@ installed say so and are left out.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,9 +27,13 @@ class Peer:
     state: Sequence[Path]
 
     def forget(self) -> None:
+        self.remove()
+        for path in self.state:
+            path.mkdir(parents=True)
+
+    def remove(self) -> None:
         for path in self.state:
             shutil.rmtree(path, ignore_errors=True)
-            path.mkdir(parents=True)
 
 
 _LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
@@ -40,7 +45,8 @@ def podman(place: Place, found: Origin, source: Source, kind: str) -> Peer | str
     reason = missing("podman", "crun")
     if reason:
         return reason
-    state = [place.path(f"podman-{kind}"), place.path(f"podman-run-{kind}")]
+    # podman takes no more than 50 characters for its second directory
+    state = [place.path(f"podman-{kind}"), Path(f"/tmp/onesec-bench-{os.getpid()}-{kind}")]
     base = ["podman", "--root", str(state[0]), "--runroot", str(state[1]), "--cgroup-manager", "cgroupfs"]
     image = f"{found.host}/{source.reference}-{kind}"
     run = [

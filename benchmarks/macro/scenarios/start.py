@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from benchmarks.macro import cold, containers, peers, sources
 from benchmarks.macro.figures import Figure, figure, ratios
@@ -24,17 +25,19 @@ _NATIVE_COLD = "native chroot, cold"
 def run(place: Place) -> Outcome:
     source = sources.torch(place)
     native = containers.chroot(source.plain, source.workload)
-    with link(GIGABIT) as wire, origin(place, wire) as found:
+    with ExitStack() as stack:
+        wire = stack.enter_context(link(GIGABIT))
+        found = stack.enter_context(origin(place, wire))
         fill(place, found, source.reference, source.plain)
         chosen, missing = _peers(place, found, source)
         moved: dict[str, list[int]] = {peer.name: [] for peer in chosen}
+        for peer in chosen:
+            stack.callback(peer.remove)
         contenders = [_contender(place, peer, wire, found, moved[peer.name]) for peer in chosen]
         contenders.append(Contender(_NATIVE_COLD, place.program("steps", json.dumps([native])), cold.drop, clock="own"))
         contenders.append(Contender(_NATIVE, place.program("steps", json.dumps([native, native])), clock="own"))
         results = rounds(contenders, min(place.rounds, 3))
         means = wire.means
-    for peer in chosen:
-        peer.forget()
     results[_NATIVE] = [_last_step(one) for one in results[_NATIVE]]
     _require_same(results)
     return Outcome(
