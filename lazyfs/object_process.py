@@ -17,9 +17,10 @@ Messages are one JSON object in one packet, with descriptors. Of a client:
     packs    rows, more; descriptors: a pack for each row. `more` false ends an attach: the answer has the image's
              number and a descriptor of the object mount, and the shared EROFS mount of `metadata` if there is one
     share    image; descriptor: an EROFS mount, given to each further attach of the same metadata
-    boot     image, pack (name of a boot pack): somebody is going to push it into the page cache. The answer has a
-             descriptor of the FUSE connection, and whether the pack's objects are pinned already
-    pin      image, pack; descriptors of objects, which stay in the kernel's memory with them. No answer
+    boot     image, pack (name of a boot pack): the client would push it into the page cache. The answer has a
+             descriptor of the FUSE connection, and says whether another is at it (busy) or was (pinned)
+    pin      image; descriptors of objects, which stay in the kernel's memory with their pages. No answer
+    pushed   image: the client is no longer at it. No answer
     trace    reads are recorded until this client ends
     touches  descriptor to write to: what was read while reads were recorded
     keep     image, device ("major:minor" of a mount that uses it): the image stays until that mount is gone
@@ -251,6 +252,7 @@ class _Kept:
 
     fds: list[int]
     until: float | None = None
+    pusher: socket.socket | None = None  # of the client that pushes the boot pack, borrowed
 
 
 @dataclass(slots=True)
@@ -279,7 +281,10 @@ class _Client:
     traces: bool = False
 
 
-_CALLS = ("attach", "packs", "share", "boot", "pin", "touches", "connection", "keep", "detach", "statistics")
+_CALLS = (
+    *("attach", "packs", "share", "boot", "pin", "pushed", "trace", "touches"),
+    *("connection", "keep", "detach", "statistics"),
+)
 
 
 class _Refused(Exception):
@@ -429,6 +434,7 @@ class Server:
         client.sock.close()
         if client.attach is not None:
             client.attach.close()
+        self._pushed(client)
         for image in client.images:
             self._detach(image)
         if client.traces and not self._profile and not any(other.traces for other in self._clients.values()):
@@ -466,6 +472,9 @@ class Server:
         if what == "pin":
             self._pin(client, int(words["image"]), fds)
             return None
+        if what == "pushed":
+            self._pushed(client)
+            return None
         if what == "trace":
             client.traces = True
             self._server.record(True)
@@ -486,8 +495,8 @@ class Server:
             images = [{"image": number, "label": image.label} for number, image in self._images.items()]
             return {"statistics": self._server.statistics(), "images": images, "process": os.getpid()}
         raise _Refused(
-            f"got {what!r}, want link, attach, packs, share, boot, pin, trace, touches, connection, keep, "
-            "detach or statistics"
+            f"got {what!r}, want link, attach, packs, share, boot, pin, pushed, trace, touches, connection, "
+            "keep, detach or statistics"
         )
 
     def _packs(self, client: _Client, words: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
@@ -525,16 +534,23 @@ class Server:
         if number not in client.images:
             raise _Refused(f"boot: got image {number}, which is not this client's")
         self._images[number].pack = pack
-        pinned = pack in self._kept
         kept = self._kept.setdefault(pack, _Kept([]))
         kept.until = None
-        return {"pinned": pinned}
+        busy = kept.pusher is not None
+        if not busy:
+            kept.pusher = client.sock
+        return {"pinned": bool(kept.fds), "busy": busy}
 
     def _pin(self, client: _Client, number: int, fds: list[int]) -> None:
         if number in client.images and (kept := self._kept.get(self._images[number].pack)) is not None:
             room = max(0, PINS_MAX - len(kept.fds))
             kept.fds += fds[:room]
             del fds[:room]
+
+    def _pushed(self, client: _Client) -> None:
+        for kept in self._kept.values():
+            if kept.pusher is client.sock:
+                kept.pusher = None
 
     def _touches(self, fds: list[int]) -> dict[str, Any]:
         if len(fds) != 1:

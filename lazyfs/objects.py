@@ -77,6 +77,14 @@ class ServerSettings(Record):
     profile: bool = False
 
 
+class Push(Record):
+    """How to push a boot pack. connection: of the FUSE mount. pinned: an earlier start did it. busy: another is at it."""
+
+    connection: int
+    pinned: bool
+    busy: bool
+
+
 class Attachment:
     """An image that is served, until ``close`` or, after ``keep``, as long as the mount that was named.
 
@@ -130,14 +138,12 @@ class Attachment:
         _ask(self._sock, {"op": "keep", "image": self.number, "device": f"{os.major(found)}:{os.minor(found)}"})
         self._lease.hand_over()
 
-    def boot(self, pack: str) -> tuple[int, bool]:
-        """A boot pack is going to be pushed: the FUSE connection (owned by the caller), and whether its objects are
-        pinned by an earlier start.
-        """
+    def boot(self, pack: str) -> Push:
+        """Whether and how to push a boot pack. Its connection is the caller's."""
         answer, fds = _ask(self._sock, {"op": "boot", "image": self.number, "pack": pack})
         if len(fds) != 1:
             raise ObjectServerError(f"object server: got {len(fds)} descriptors, want its connection")
-        return fds[0], bool(answer["pinned"])
+        return Push(fds[0], bool(answer["pinned"]), bool(answer["busy"]))
 
     def pin(self, objects: Sequence[int]) -> None:
         """Objects (descriptors, borrowed) of the boot pack that stay in memory, with their pages, as long as its image
@@ -145,6 +151,10 @@ class Attachment:
         """
         for start in range(0, len(objects), _BATCH):
             _send(self._sock, {"op": "pin", "image": self.number}, objects[start : start + _BATCH])
+
+    def pushed(self) -> None:
+        """This client is no longer at its boot pack."""
+        _send(self._sock, {"op": "pushed", "image": self.number})
 
     def trace(self) -> None:
         """Has reads recorded until this attachment ends."""

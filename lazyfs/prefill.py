@@ -26,7 +26,7 @@ from typing import NoReturn, Protocol
 import cext
 from cext.errors import CorruptError, OnesecError
 from cext.record import Record, as_dict, replace
-from lazyfs.objects import Attachment
+from lazyfs.objects import Attachment, Push
 
 NAME = "onesec-prefill"
 THREADS = 2
@@ -128,38 +128,41 @@ class Prefill:
         os.close(self._reader)
 
 
-def start(attachment: Attachment, pack: BootPackFile) -> Prefill:
-    """Forks the pusher. The image stays served as long as it works."""
+def start(attachment: Attachment, pack: BootPackFile) -> Prefill | None:
+    """Forks the pusher. The image stays served as long as it works. None: another start is pushing the same pack."""
     started = time.monotonic()
-    fuse, pinned = attachment.boot(pack.digest)
+    push = attachment.boot(pack.digest)
+    if push.busy:
+        os.close(push.connection)
+        return None
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         process = os.fork()
         if process == 0:
-            _become_pusher(attachment, pack, fuse, pinned, writer, started)
+            _become_pusher(attachment, pack, push, writer, started)
     except BaseException:
         os.close(reader)
         raise
     finally:
         os.close(writer)
-        os.close(fuse)
+        os.close(push.connection)
     return Prefill(process, reader, pack)
 
 
-def _become_pusher(
-    attachment: Attachment, pack: BootPackFile, fuse: int, pinned: bool, result: int, started: float
-) -> NoReturn:
+def _become_pusher(attachment: Attachment, pack: BootPackFile, how: Push, result: int, started: float) -> NoReturn:
     report = Report(error="died")
     try:
         cext.set_process_name(NAME)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _let_go({pack.fd, pack.directory, fuse, result, attachment.objects, attachment.connection} - {-1})
+        _let_go({pack.fd, pack.directory, how.connection, result, attachment.objects, attachment.connection} - {-1})
         try:
-            report = push(pack, attachment.objects, fuse, attachment.pin, pinned=pinned)
+            report = push(pack, attachment.objects, how.connection, attachment.pin, pinned=how.pinned)
         except (OnesecError, OSError) as error:
             report = Report(error=str(error))
+        with suppress(OnesecError, OSError):
+            attachment.pushed()
         report = replace(report, started=started, ended=time.monotonic())
     finally:
         with suppress(OSError):

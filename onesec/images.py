@@ -74,7 +74,9 @@ def prefilled(served: ServedImage) -> Iterator[Prefill | None]:
         try:
             yield prefill
         finally:
-            if served.linger_s > 0:
+            if prefill is None:
+                pass
+            elif served.linger_s > 0:
                 prefill.close()
             else:
                 prefill.stop()

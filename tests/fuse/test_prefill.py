@@ -15,7 +15,7 @@ from cext.errors import CorruptError
 from lazyfs import objects, prefill, profile
 from lazyfs.bootpack import PAGE, BootPackBytes, Page
 from lazyfs.objects import Attachment
-from tests.fuse.test_objects import FakeImage, opened
+from tests.fuse.test_objects import FakeImage, eventually, opened
 from tests.support.objects import Content, ObjectSet, make_objects
 from tests.support.origin import (
     Fault,
@@ -99,12 +99,13 @@ def reads(attachment: Attachment) -> int:
 
 
 def pushed(attachment: Attachment, file: prefill.BootPackFile) -> prefill.Report:
-    fuse, _ = attachment.boot(file.digest)
+    how = attachment.boot(file.digest)
     pins: list[int] = []
     try:
-        return prefill.push(file, attachment.objects, fuse, pins.extend)
+        return prefill.push(file, attachment.objects, how.connection, pins.extend)
     finally:
-        for fd in (fuse, *pins):
+        attachment.pushed()
+        for fd in (how.connection, *pins):
             os.close(fd)
 
 
@@ -137,17 +138,43 @@ def test_the_pusher_is_a_process_that_says_what_it_did(made: ObjectSet, tmp_path
     _, pack = profiled(made, tmp_path)
     with opened(made) as image, attached(image, tmp_path) as attachment, boot_file(pack, tmp_path / "pack") as file:
         first = prefill.start(attachment, file)
+        assert first is not None
         report = first.wait(10)
         assert report is not None
         assert (report.error, report.stored, report.kept) == ("", pack.total, False)
         first.close()
         again = prefill.start(attachment, file)
+        assert again is not None
         report = again.wait(10)
         again.close()
         assert report is not None
         assert report.kept, "the pages are pinned, so the second start has nothing to push"
         start_of(made, attachment)
         assert reads(attachment) == 0
+
+
+def test_one_start_of_several_pushes_and_the_next_when_that_one_dies(made: ObjectSet, tmp_path: Path) -> None:
+    _, pack = profiled(made, tmp_path)
+    with opened(made) as image, attached(image, tmp_path) as survivor, boot_file(pack, tmp_path / "pack") as file:
+        with attached(image, tmp_path) as first:
+            how = first.boot(file.digest)
+            os.close(how.connection)
+            assert not how.busy
+            assert prefill.start(survivor, file) is None
+        eventually(lambda: not is_busy(survivor, file.digest))
+        survivor.pushed()
+        again = prefill.start(survivor, file)
+        assert again is not None
+        report = again.wait(10)
+        again.close()
+        assert report is not None
+        assert report.stored == pack.total
+
+
+def is_busy(attachment: Attachment, digest: str) -> bool:
+    how = attachment.boot(digest)
+    os.close(how.connection)
+    return how.busy
 
 
 def test_a_flipped_byte_ends_the_push_and_readers_get_the_right_bytes(made: ObjectSet, tmp_path: Path) -> None:
