@@ -33,6 +33,7 @@ _DEPTH = 250  # directories below each other in a tree on disk; each costs three
 _METACOPY = "trusted.overlay.metacopy"
 _REDIRECT = "trusted.overlay.redirect"
 _OPAQUE = "trusted.overlay.opaque"
+_INDEXED = "trusted.overlay.nlink"  # on what was copied up and has further names below
 
 Content = bytes | int | Iterable[bytes | int]
 """Bytes; a descriptor of a regular file, which may be closed after the call; or steps, where a number is so many zeros.
@@ -363,6 +364,9 @@ class Base(Protocol):
     def names(self, path: bytes) -> Iterable[bytes]:
         """What stands in the directory at path."""
 
+    def walk(self) -> Iterator[tuple[bytes, Entry]]:
+        """Every path with its entry."""
+
 
 def layer_from_overlay_upper(
     workshop: Workshop,
@@ -381,7 +385,9 @@ def layer_from_overlay_upper(
     def fill(layer: LayerWriter) -> None:
         fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _UpperWalk(layer, base, note).children(fd, b"", b"", whole=False)
+            walk = _UpperWalk(layer, base, note)
+            walk.children(fd, b"", b"", whole=False)
+            walk.link_names_below()
         finally:
             os.close(fd)
 
@@ -397,6 +403,11 @@ class _UpperWalk(_Walk):
     def __init__(self, layer: LayerWriter, base: Base, note: Callable[[str], None] | None) -> None:
         super().__init__(layer, note)
         self._base = base
+        self._changed: dict[
+            int, bytes
+        ] = {}  # link group of the base -> a name of it in the upper directory
+        self._copied: list[tuple[bytes, int]] = []  # names that a renamed directory still has of the base, with groups
+        self._over: set[bytes] = set()  # paths at which, and below which, nothing of the base shows through
 
     def children(self, fd: int, path: bytes, lower: bytes | None, *, whole: bool) -> None:
         _check_depth(path)
@@ -409,12 +420,19 @@ class _UpperWalk(_Walk):
 
     def _child(self, directory: int, name: bytes, path: bytes, lower: bytes | None, *, whole: bool) -> None:
         found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if stat.S_ISDIR(found.st_mode):
+            self._directory(directory, name, path, None if lower is None else _join(lower, name), whole=whole)
+            return
+        self._over.add(path)
         if stat.S_ISCHR(found.st_mode) and found.st_rdev == 0:
             if not whole:
                 self._layer.add(path, entry(WHITEOUT))
-        elif stat.S_ISDIR(found.st_mode):
-            self._directory(directory, name, path, None if lower is None else _join(lower, name), whole=whole)
-        elif stat.S_ISREG(found.st_mode) and _METACOPY in (xattrs := _read_xattrs(_by_name(directory, name))):
+            return
+        if lower is not None and found.st_nlink > 1 and _INDEXED in _read_xattrs(_by_name(directory, name)):
+            below = self._base.lookup(_join(lower, name))
+            if below is not None and below.link_group:
+                self._changed.setdefault(below.link_group, path)
+        if stat.S_ISREG(found.st_mode) and _METACOPY in (xattrs := _read_xattrs(_by_name(directory, name))):
             self._metacopy(found, xattrs, path, None if lower is None else _join(lower, name), lower)
         else:
             self.anything(directory, name, path)
@@ -428,6 +446,8 @@ class _UpperWalk(_Walk):
                 lower, flags = None, OPAQUE
             elif (redirect := xattrs.get(_REDIRECT)) is not None:
                 lower, flags, whole = self._redirected(redirect, lower, path), OPAQUE, True
+            if flags:
+                self._over.add(path)
             if lower is not None and ((below := self._base.lookup(lower)) is None or below.kind is not DIRECTORY):
                 lower = None
             self._layer.add(path, self.plain(os.fstat(fd), DIRECTORY, _kept(xattrs), flags=flags))
@@ -471,9 +491,26 @@ class _UpperWalk(_Walk):
         if found is None:
             raise CorruptError(f"{os.fsdecode(lower)}: not in the base")
         self._layer.add_known(path, found)
+        if found.link_group:
+            self._copied.append((path, found.link_group))
         if found.kind is DIRECTORY:
             for name in sorted(self._base.names(lower)):
                 self._copy(_join(path, name), _join(lower, name))
+
+    def link_names_below(self) -> None:
+        """What was changed under one of its names was changed under all: the others follow, although overlayfs has them
+        in its index and not in the upper directory.
+        """
+        if not self._changed:
+            return
+        names = [(path, found.link_group) for path, found in self._base.walk() if found.link_group in self._changed]
+        for path, group in [*((path, group) for path, group in names if not self._covered(path)), *self._copied]:
+            if group in self._changed:
+                self._layer.link(path, self._changed[group])
+
+    def _covered(self, path: bytes) -> bool:
+        parts = path.split(b"/")
+        return any(b"/".join(parts[:count]) in self._over for count in range(1, len(parts) + 1))
 
 
 def read_steps(steps: Iterator[bytes | int], limit: int) -> bytes:

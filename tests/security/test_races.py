@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -146,6 +146,9 @@ class Nothing:
 
     def names(self, path: bytes) -> Iterable[bytes]:
         return ()
+
+    def walk(self) -> Iterator[tuple[bytes, Entry]]:
+        return iter(())
 
 
 def link(place: str, target: str) -> Callable[[Path, Path], object]:
