@@ -12,7 +12,8 @@ end with the object server.
 
 Lines of JSON go to the fetcher: {"source", "url", "headers", "lifetime", "authorities"}, {"origin", "sources"},
 {"statistics"}; from it come {"news": [[source, status]]} and {"statistics"}. A client sends one packet:
-{"op": "origin", "origin"}, answered with {"number"}, or {"op": "statistics"}.
+{"op": "origin", "origin"}, answered with {"number"}; {"op": "sources", "number"}, answered with {"sources"} once there
+are any: for a client's own requests; or {"op": "statistics"}.
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ class _Renewer:
         self._origins: dict[int, _Origin] = {}
         self._clients: dict[int, socket.socket] = {}
         self._asking: list[socket.socket] = []  # clients that wait for statistics
+        self._waiting: list[tuple[socket.socket, int]] = []  # and those that wait for the sources of an origin
         self._child = -1
         self._pidfd = -1
         self._lines: socket.socket | None = None
@@ -247,6 +249,26 @@ class _Renewer:
             if origin.due < math.inf and origin.failures:
                 origin.failures -= 1
             self._tell_origin(number, origin)
+            self._give_sources()
+
+    def _give_sources(self) -> None:
+        now = time.monotonic()
+        waiting, self._waiting = self._waiting, []
+        for client, number in waiting:
+            good = [one for one in self._origins[number].credentials if one.expires_at > now]
+            if not good:
+                self._waiting.append((client, number))
+                continue
+            sources = [
+                {
+                    "url": one.url,
+                    "headers": list(one.headers),
+                    "lifetime_s": 0 if one.expires_at == math.inf else one.expires_at - now,
+                    "authorities": one.authorities,
+                }
+                for one in good
+            ]
+            self._answer(client, {"sources": sources})
 
     # -- clients
 
@@ -271,11 +293,17 @@ class _Renewer:
             words = json.loads(data)
             if words["op"] == "origin":
                 self._answer(sock, {"number": self._add(words["origin"])})
+            elif words["op"] == "sources":
+                number = int(words["number"])
+                if number not in self._origins:
+                    raise OnesecError(f"got origin {number}, which nobody registered")
+                self._waiting.append((sock, number))
+                self._give_sources()
             elif words["op"] == "statistics":
                 self._asking.append(sock)
                 self._tell({"statistics": True})
             else:
-                self._answer(sock, {"error": f"got {words['op']!r}, want origin or statistics"})
+                self._answer(sock, {"error": f"got {words['op']!r}, want origin, sources or statistics"})
         except Exception as error:
             self._answer(sock, {"error": str(error) or type(error).__name__})
 
@@ -283,6 +311,7 @@ class _Renewer:
         self._clients.pop(sock.fileno(), None)
         if sock in self._asking:
             self._asking.remove(sock)
+        self._waiting = [(client, number) for client, number in self._waiting if client is not sock]
         sock.close()
 
     def _answer(self, sock: socket.socket, words: Mapping[str, Any]) -> None:

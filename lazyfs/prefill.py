@@ -19,13 +19,14 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn, Protocol
 
 import cext
 from cext.errors import CorruptError, OnesecError
 from cext.record import Record, as_dict, replace
+from lazyfs import remote
 from lazyfs.objects import Attachment, Push
 
 NAME = "onesec-prefill"
@@ -39,25 +40,11 @@ _SAMPLES = 48
 _OPEN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Origin(Record):
-    """Where a blob is had over HTTP. url: may have "{digest}" in it. headers: lines; secrets, for that host alone.
-
-    lifetime_s: after which the url or a header no longer works, 0 for never. authorities: a file of certificates.
-    """
-
-    unshown = ("url", "headers")
-
-    url: str
-    headers: tuple[str, ...] = ()
-    lifetime_s: float = 0
-    authorities: str | None = None
-
-
 class BootPackFile(Record):
     """A boot pack. digest: its name. head_digest: BLAKE3 of the first head_size bytes.
 
-    fd: a local file, borrowed; -1: it is at origin, has size bytes, and directory (borrowed) is where it goes once it
-    is here.
+    fd: a local file, borrowed; -1: it has size bytes and is where locate says, which may take its time, and directory
+    (borrowed) is where it goes once it is here.
     """
 
     fd: int
@@ -65,7 +52,7 @@ class BootPackFile(Record):
     head_digest: bytes
     head_size: int
     size: int = 0
-    origin: Origin | None = None
+    locate: Callable[[], Sequence[remote.Source]] | None = None
     directory: int = -1
 
 

@@ -93,6 +93,33 @@ def register(directory: int, ask: Ask, origin: Origin) -> int:
             raise ObjectServerError("fetcher: it ends again and again", hint="the log of the domain says why")
 
 
+class Source(Record):
+    """Where a blob is had over HTTP. url: `{digest}` in it stands for the blob's hexadecimal digits. headers: secrets,
+    for that host alone. lifetime_s: after which it no longer works, 0 for never. authorities: certificates, as text.
+    """
+
+    unshown = ("url", "headers")
+
+    url: str
+    headers: tuple[str, ...] = ()
+    lifetime_s: float = 0
+    authorities: str | None = None
+
+
+def sources(directory: int, number: int) -> list[Source]:
+    """What a registered origin's blobs can be read from now; waits until the renewer has got credentials."""
+    sock = _connect(directory)
+    answer = None
+    if sock is not None:
+        with sock:
+            answer = _tell(sock, {"op": "sources", "number": number})
+    if answer is None:
+        raise ObjectServerError("fetcher: ended before it said where blobs are")
+    return [
+        Source(one["url"], tuple(one["headers"]), one["lifetime_s"], one["authorities"]) for one in answer["sources"]
+    ]
+
+
 def statistics(directory: int) -> dict[str, Any] | None:
     """What the fetcher of a domain counts (cext.fetch.Fetcher.statistics), or None if there is none."""
     sock = _connect(directory)

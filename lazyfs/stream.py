@@ -24,17 +24,17 @@ BEHIND = 4
 
 _WINDOW = BEHIND + 2 * FLIGHTS  # spans that are asked for beyond the first that is wanted
 _TIMEOUT_S = 120.0
+_ORIGIN = 1
 
 
 class Stream:
     """One pass over a remote blob, from its beginning to its end."""
 
     def __init__(self, pack: BootPackFile) -> None:
-        assert pack.origin is not None
         self._pack = pack
         self._digest = bytes.fromhex(pack.digest.removeprefix("sha256:"))
         self._count = (pack.size + SPAN - 1) // SPAN
-        self._fetcher = Fetcher(authorities=pack.origin.authorities, flights=FLIGHTS)
+        self._fetcher = Fetcher(flights=FLIGHTS)
         self._changed = threading.Condition()
         self._next = 0  # guarded by _changed: the span that is asked for next
         self._floor = 0  # guarded by _changed: the first span that is still wanted
@@ -45,10 +45,13 @@ class Stream:
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Stream:
-        origin = self._pack.origin
-        assert origin is not None
-        self._fetcher.set_source(1, origin.url, headers=origin.headers, lifetime=origin.lifetime_s)
-        self._fetcher.set_origin(1, [1])
+        assert self._pack.locate is not None
+        sources = self._pack.locate()
+        for number, one in enumerate(sources, 1):
+            self._fetcher.set_source(
+                number, one.url, headers=one.headers, lifetime=one.lifetime_s, authorities=one.authorities
+            )
+        self._fetcher.set_origin(_ORIGIN, range(1, 1 + len(sources)))
         if self._pack.directory >= 0:
             with suppress(OSError):  # a host that cannot keep it can still use it
                 self._copy = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o644, dir_fd=self._pack.directory)
@@ -134,7 +137,7 @@ class Stream:
             start = number * SPAN
             try:
                 data, *_ = self._fetcher.read(
-                    1,
+                    _ORIGIN,
                     self._digest,
                     self._pack.size,
                     start,

@@ -15,6 +15,7 @@ from cext.errors import CorruptError
 from lazyfs import objects, prefill, profile
 from lazyfs.bootpack import PAGE, BootPackBytes, Page
 from lazyfs.objects import Attachment
+from lazyfs.remote import Source
 from tests.fuse.test_objects import FakeImage, eventually, opened
 from tests.support.objects import Content, ObjectSet, make_objects
 from tests.support.origin import (
@@ -245,8 +246,10 @@ def remote_file(pack: BootPackBytes, origin: Origin, directory: Path) -> Iterato
     digest = origin.add(blob).hex()
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        place = prefill.Origin(origin.url)
-        yield prefill.BootPackFile(-1, f"sha256:{digest}", cext.blake3(pack.head), len(pack.head), len(blob), place, fd)
+        place = [Source(origin.url)]
+        yield prefill.BootPackFile(
+            -1, f"sha256:{digest}", cext.blake3(pack.head), len(pack.head), len(blob), lambda: place, fd
+        )
     finally:
         os.close(fd)
 
