@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
+
+from benchmarks.macro.memory import TreePeak
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -53,8 +56,8 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One run of one contender: seconds by its clock, of CPU (children included) and peak resident bytes of its largest
-    process (0 where resources were not asked for), what it printed, and what its preparation returned.
+    """One run of one contender: seconds by its clock, of CPU (children included) and peak resident bytes of it and
+    its children together (0 where resources were not asked for), what it printed, and what its preparation returned.
     """
 
     wall: float
@@ -75,10 +78,13 @@ class ContenderError(RuntimeError):
     """A contender ended with another status than 0, or said something else than it had to: the scenario is void."""
 
 
-def measure(contender: Contender) -> Measurement:
-    """Runs a contender once in a process of its own and waits for it."""
+def measure(contender: Contender, *, resources: bool = False) -> Measurement:
+    """Runs a contender once in a process of its own and waits for it. resources: CPU and memory are wanted too; looking
+    at them costs a little of a core.
+    """
     prepared = contender.prepare()
     try:
+        before = _children_cpu()
         started = time.perf_counter()
         process = subprocess.Popen(
             list(contender.argv),
@@ -88,41 +94,29 @@ def measure(contender: Contender) -> Measurement:
             env={**os.environ, **contender.environment},
             cwd=contender.directory or CHECKOUT,
         )
-        output, errors = process.communicate()
+        with TreePeak(process.pid) if resources else nullcontext() as watched:
+            output, errors = process.communicate()
         wall = time.perf_counter() - started
+        cpu = _children_cpu() - before if resources else 0.0
     finally:
         contender.clean_up()
     if process.returncode != 0:
         tail = errors.decode(errors="replace").strip().splitlines()[-3:]
         raise ContenderError(f"{contender.name}: exit status {process.returncode}: {' | '.join(tail)}")
-    result = Measurement(wall, 0.0, 0, output.decode(errors="replace"), prepared)
+    peak = 0 if watched is None else watched.peak
+    result = Measurement(wall, cpu, peak, output.decode(errors="replace"), prepared)
     if contender.clock == "wall":
         return result
     seconds = result.said().get("seconds")
     if not isinstance(seconds, float):
         raise ContenderError(f"{contender.name}: got no seconds in its last line")
-    return Measurement(seconds, 0.0, 0, result.output, prepared)
+    return replace(result, wall=seconds)
 
 
-def measure_resources(contender: Contender) -> Measurement:
-    """As `measure`, with CPU time and peak memory, by GNU time around the contender."""
-    if not Path("/usr/bin/time").exists():
-        raise ContenderError("GNU time is missing: apt-get install time")
-    with tempfile.NamedTemporaryFile(prefix="onesec-bench-") as report:
-        result = measure(
-            Contender(
-                contender.name,
-                ["/usr/bin/time", "-q", "-o", report.name, "-f", "%U %S %M", *contender.argv],
-                contender.prepare,
-                contender.clean_up,
-                contender.environment,
-                contender.clock,
-                contender.directory,
-            )
-        )
-        user, system, kib = Path(report.name).read_text().split()[-3:]
-    cpu = float(user) + float(system)
-    return Measurement(result.wall, cpu, int(kib) * 1024, result.output, result.prepared)
+def _children_cpu() -> float:
+    """CPU seconds of all children that have ended and were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def rounds(contenders: Sequence[Contender], count: int, *, resources: bool = False) -> dict[str, list[Measurement]]:
@@ -133,7 +127,7 @@ def rounds(contenders: Sequence[Contender], count: int, *, resources: bool = Fal
     for number in range(count):
         turn = number % len(contenders)
         for contender in [*contenders[turn:], *contenders[:turn]]:
-            result = (measure_resources if resources else measure)(contender)
+            result = measure(contender, resources=resources)
             results[contender.name].append(result)
             print(f"  round {number + 1}/{count} {contender.name}: {result.wall:.3f} s", file=sys.stderr, flush=True)
     return results
