@@ -15,9 +15,11 @@ import trio
 from onesec.config import Config
 from registry import credentials
 from registry.client import Client
+from registry.layout import Layout
 from registry.origin import HostSettings
+from registry.reference import Reference
 from registry.session import Surroundings
-from registry.transfer import first_error
+from registry.transfer import first_error, pull_image
 from registry.transport import HttpTransport
 
 T = TypeVar("T")
@@ -43,3 +45,25 @@ def with_client(config: Config, work: Callable[[Client], Awaitable[T]]) -> T:
         return trio.run(main)
     except BaseExceptionGroup as group:
         raise first_error(group) from None
+
+
+class _Silent:
+    """A start has its own way to say where the time went."""
+
+    def stage(self, name: str, total: int | None = None) -> None: ...
+    def advance(self, size: int = 0) -> None: ...
+
+
+def pull_for_start(reference: Reference, config: Config) -> None:
+    """Fetches what a start needs of an image that this host has never seen, and gives it its own name here."""
+    layout = Layout.open(config.root)
+    name = reference.name
+    if reference.tag is None and reference.digest is not None:  # it must not become what `latest` means
+        name = f"{reference.repository}:{str(reference.digest).replace(':', '-')}"
+    with layout.writing():
+        with_client(
+            config,
+            lambda client: pull_image(
+                layout, client.repository(reference), _Silent(), name=Reference.parse(name), amount="start"
+            ),
+        )

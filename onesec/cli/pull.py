@@ -25,9 +25,8 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
         raise UsageError(f"tag {name}: want a name without a digest")
     layout = Layout.open(config.root)
     from onesec.remote import with_client
-    from registry.transfer import Amount, pull_image
+    from registry.transfer import pull_image
 
-    amount: Amount = "all" if arguments.all else "index"
     with progress.for_user() as shown, layout.writing():
         done = with_client(
             config,
