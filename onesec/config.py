@@ -217,7 +217,7 @@ class _Table:
             raise UsageError(f"{self._source}: {self._path(key)}: no such setting")
 
     def refuse(self, key: str, wanted: str, value: object) -> NoReturn:
-        raise UsageError(f"{self._source}: {self._path(key)}: got {value!r}, want {wanted}")
+        raise UsageError(f"{self._source}: {self._path(key)}: got {repr(value)[:200]}, want {wanted}")
 
     def _path(self, key: str) -> str:
-        return f"{self._name}.{key}" if self._name else key
+        return (f"{self._name}.{key}" if self._name else key)[:200]

@@ -39,8 +39,10 @@ class BadBlobError(CorruptError):
 
 
 class BadDocumentError(CorruptError):
+    """reason: may quote the document, which may be long."""
+
     def __init__(self, what: str, reason: str) -> None:
-        super().__init__(f"{what}: {reason}")
+        super().__init__(f"{what}: {reason[:600]}")
 
 
 class MissingBlobError(MissingError):

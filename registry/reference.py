@@ -51,7 +51,7 @@ class Reference(Record):
         if slash and ("." in first or ":" in first or first == "localhost"):
             host, name = first, path
             if not _HOST.fullmatch(host):
-                raise BadReferenceError(text, f"host {host!r}: want a host name with an optional port")
+                raise BadReferenceError(text, f"host {host[:140]!r}: want a host name with an optional port")
         for component in name.split("/"):
             if not _COMPONENT.fullmatch(component):
                 raise BadReferenceError(

@@ -205,6 +205,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                                .proc = -1,
                                .log = -1,
                                .hangup = -1,
+                               .memory = -1,
                                .deadline_ns = 1000000,
                                .fail_fast_ns = 1000,
                                .unmap = free_tables};

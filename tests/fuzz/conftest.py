@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,23 @@ ROOT = Path(__file__).parents[2]
 SECONDS = int(os.environ.get("ONESEC_FUZZ_SECONDS", "1"))
 
 Fuzz = Callable[[str, Sequence[bytes]], None]
+Shown = list[str]
+
+_SHOWN: Shown = []
+"""What each target did, for the end of the session."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _SHOWN:
+        terminalreporter.write_sep("-", f"fuzzed for {SECONDS} s each")
+        for line in _SHOWN:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def shown() -> Shown:
+    """Lines for the end of the session."""
+    return _SHOWN
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +43,7 @@ def targets() -> Path:
 
 
 @pytest.fixture
-def fuzz(targets: Path, tmp_path: Path) -> Fuzz:
+def fuzz(targets: Path, tmp_path: Path, shown: Shown) -> Fuzz:
     """Runs a target from seeds, so that the first second is already spent behind the first checks."""
 
     def run(target: str, seeds: Sequence[bytes]) -> None:
@@ -39,10 +57,14 @@ def fuzz(targets: Path, tmp_path: Path) -> Fuzz:
             "-max_len=70000",
             "-rss_limit_mb=1024",
             "-verbosity=0",
+            "-print_final_stats=1",
             str(corpus),
         ]
         plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
         done = subprocess.run(words, cwd=tmp_path, env=plain, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
+        count = re.search(r"number_of_executed_units: (\d+)", done.stderr)
+        assert count is not None, done.stderr[-4000:]
+        shown.append(f"{target}: {count[1]} executions")
 
     return run

@@ -1,0 +1,33 @@
+"""The decoders of content: frames, and the tables that close packs."""
+
+from __future__ import annotations
+
+import struct
+
+import cext
+from cext import _reference as reference
+from tests.fuzz.conftest import Fuzz
+from tests.support.contents import stream, text
+from tests.support.images import pool
+
+
+def test_pack_tables(fuzz: Fuzz) -> None:
+    frames = [
+        reference.Frame(bytes(5 + row), 7 * row, tuple((row, reference.blake3(bytes([row]))) for _ in range(7)))
+        for row in range(1, 5)
+    ]
+    seeds = []
+    for payload, blob in [
+        (pool().table, pool().data),
+        *((reference.pack_payload(frames[:row]), reference.pack_blob(frames[:row])) for row in range(4)),
+    ]:
+        seeds += [struct.pack("<BQ", how, len(blob)) + payload for how in (0, 1, 3)]
+    fuzz("pack", seeds)
+
+
+def test_frames(fuzz: Fuzz) -> None:
+    seeds = []
+    for data in (b"", b"a", text(1, 300), text(2, 60_000), stream(3, 500), b"a" * 50_000):
+        for frame in (cext.compress_frame(data), cext.compress_frame(data, 19), reference.raw_frame(data)):
+            seeds += [struct.pack("<BI", how, len(data)) + frame for how in (0, 1)]
+    fuzz("frame", seeds)
