@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from cache.settings import StoreSettings
 from cext.record import Record
@@ -17,7 +18,11 @@ from lazyfs.prefill import BootPackFile, Prefill, start
 from onesec.config import Config
 from registry.image import OpenedImage, open_image, require_packs
 from registry.layout import Layout
+from registry.model import PACK
 from registry.reference import Reference
+
+if TYPE_CHECKING:
+    from lazyfs.remote import Origin
 
 
 class ServedImage(Record):
@@ -82,16 +87,35 @@ def prefilled(served: ServedImage) -> Iterator[Prefill | None]:
                 prefill.stop()
 
 
-def opened_image(reference: str, config: Config) -> OpenedImage:
-    """Opens and verifies an image whose packs are here. The caller closes it."""
+def opened_image(reference: str, config: Config, *, whole: bool = False) -> OpenedImage:
+    """Opens and verifies an image. whole: RemoteBlobsError if one of its packs is not here. The caller closes it."""
     layout = Layout.open(config.root)
     image = open_image(layout, Reference.parse(reference))
     try:
-        require_packs(layout, image)
+        if whole:
+            require_packs(layout, image)
     except BaseException:
         image.close()
         raise
     return image
+
+
+def origin_of(image: OpenedImage, config: Config) -> Origin | None:
+    """Where packs come from that are not here; None if all are, or there is no such place."""
+    if image.remote is None:
+        return None
+    layout = Layout.open(config.root)
+    missing = [pack for pack in image.manifest.each(PACK) if not layout.has(pack)]
+    if not missing:
+        return None
+    from lazyfs.remote import RegistryHost, RegistryOrigin
+
+    hosts = {
+        name: RegistryHost(one.plain_http, None if one.ca is None else str(one.ca), one.mirrors, one.realms)
+        for name, one in config.registries.items()
+    }
+    probe = min(missing, key=lambda pack: pack.size)
+    return RegistryOrigin(image.remote, (str(probe.digest), probe.size), hosts)
 
 
 @contextmanager
@@ -112,5 +136,6 @@ def serve(image: OpenedImage, config: Config) -> Iterator[ServedImage]:
         linger_s=config.run.linger_s,
         deadline_s=config.run.deadline_s,
         store=StoreSettings(f"{config.root}/cache/store", config.store.quota, config.store.floor),
+        origin=origin_of(image, config),
     ) as attachment:
         yield ServedImage(image, attachment, config.run.linger_s)

@@ -73,7 +73,7 @@ def _portable(reference: str, config: Config, real: str) -> OpenedImage:
     from lazyfs import portable
     from onesec.images import opened_image
 
-    with opened_image(reference, config) as image:
+    with opened_image(reference, config, whole=True) as image:
         portable.start(image, real, run_dir=config.run_dir)
         return image
 
