@@ -1,4 +1,4 @@
-/* The segment files of the local store (docs/format.md section 8): what their headers are made of, and a scanner that
+/* The segment files of the local store (docs/format.md section 9): what their headers are made of, and a scanner that
  * finds every whole entry of a file that may be damaged anywhere. */
 #ifndef OS_SEGMENT_H
 #define OS_SEGMENT_H

@@ -76,10 +76,13 @@ static os_code open_segment(os_store *store, uint32_t number, segment **out, os_
     int fd = env->openat(env->context, store->directory, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0);
     if (fd < 0)
         return os_fail_errno(failure, errno, "store: %s: %s", name, strerror(errno));
-    if (os_segment_pread(env, fd, header, sizeof header, 0, NULL) == OS_OK)
-        os_segment_header_read(header, number, &pinned);
-    *out = os_store_make_segment(store, number, fd, pinned);
-    return *out != NULL ? OS_OK : os_fail(failure, OS_MEMORY, "store: no memory");
+    bool sound = os_segment_pread(env, fd, header, sizeof header, 0, NULL) == OS_OK &&
+                 os_segment_header_read(header, number, &pinned);
+    *out = os_store_make_segment(store, number, fd, sound && pinned);
+    if (*out == NULL)
+        return os_fail(failure, OS_MEMORY, "store: no memory");
+    (*out)->sealed = !sound;
+    return OS_OK;
 }
 
 static os_code keep_segment(os_store *store, segment *it, uint32_t bytes, uint64_t used, os_failure *failure) {
@@ -298,7 +301,7 @@ static os_code wipe_map(os_store *store, os_failure *failure) {
 static void choose_active(os_store *store) {
     for (size_t at = 0; at < store->segment_count; at++) {
         segment *it = store->segments[at];
-        if (it->bytes < store->segment_size && store->segment_size - it->bytes > store->segment_size / 8)
+        if (!it->sealed && it->bytes < store->segment_size && store->segment_size - it->bytes > store->segment_size / 8)
             store->active[it->pinned] = it;
     }
 }

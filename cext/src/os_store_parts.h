@@ -24,6 +24,7 @@ enum { STREAMS = 2 }; /* ordinary and pinned: each has a segment of its own that
 typedef struct segment {
     uint32_t number; /* immutable */
     bool pinned;     /* immutable */
+    bool sealed;     /* immutable: its header was damaged when it was opened, so nothing more is appended */
     int fd;          /* owned */
     atomic_uint references;
     _Atomic uint64_t used, saved_used; /* saved_used: writer only; what the map says */

@@ -1,4 +1,4 @@
-"""A reader of the local store's segment files, from docs/format.md section 8 alone."""
+"""A reader of the local store's segment files, from docs/format.md section 9 alone."""
 
 from __future__ import annotations
 
