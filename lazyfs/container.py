@@ -21,7 +21,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import cext
 from cext.errors import UnsupportedError
@@ -43,6 +43,9 @@ from lazyfs.runtime_config import (
     seccomp_for,
 )
 
+if TYPE_CHECKING:
+    from lazyfs.cdi import Edits
+
 USER_FILE_MAX = 8 << 20
 """Bytes of the image's /etc/passwd and /etc/group."""
 
@@ -53,6 +56,8 @@ OPEN_FILES = 1 << 20
 """RLIMIT_NOFILE inside, as with podman, where the host allows it."""
 
 LOG_MAX = 64 << 10
+
+CDI_DIRECTORIES = ("/etc/cdi", "/var/run/cdi")
 
 SYSTEM_SECCOMP = "/usr/share/containers/seccomp.json"
 _OWN_SECCOMP = os.path.join(os.path.dirname(__file__), "seccomp.json")
@@ -84,13 +89,16 @@ _PTY_MAJORS = range(136, 144)
 
 
 class Settings(Record):
-    """How this host runs containers. runtime: a name or path, None for the first of crun, runc."""
+    """How this host runs containers. runtime: a name or path, None for the first of crun, runc. cdi: directories with
+    descriptions of devices, the last of which has the last word.
+    """
 
     root: str
     run_dir: str
     runtime: str | None = None
     scratch: Literal["disk", "memory"] = "disk"
     seccomp: str | None = None
+    cdi: tuple[str, ...] = CDI_DIRECTORIES
 
 
 class Program(Record):
@@ -131,11 +139,12 @@ def run(
     """
     arguments(image, options)  # nothing to execute: said before anything is made
     program = find_runtime(settings.runtime)
+    edits = _device_edits(options, settings, note)
     with ExitStack() as stack:
         bundle = stack.enter_context(_bundle(settings))
         tree, _ = _overlay(stack, bundle, lowers, settings, name, note)
         mark("mount")
-        return run_tree(tree, bundle, program, image, options, settings, mark=mark)
+        return run_tree(tree, bundle, program, image, options, settings, mark=mark, edits=edits)
 
 
 @contextmanager
@@ -180,14 +189,15 @@ def run_tree(
     settings: Settings,
     streams: Streams = _OURS,
     mark: Mark = _no_mark,
+    edits: Edits | None = None,
 ) -> int:
-    """Runs a container on a detached, writable root file system."""
+    """Runs a container on a detached, writable root file system. edits: for devices of the host."""
     root = Root(tree)
     with ExitStack() as stack:
         stack.callback(root.remove_mount_points)
         root.check_kernel_targets()
         mounts = [(tree, os.fsencode(f"{bundle.path}/rootfs"))]
-        config = _config(root, bundle, image, options, settings, stack, mounts)
+        config = _config(root, bundle, image, options, settings, stack, mounts, edits)
         # It has the environment, which may be secret: in memory, and so is the runtime's state, which has a copy.
         document = PrivateFile("config.json", json.dumps(config).encode("utf-8", "surrogateescape"))
         os.mkdir("private", 0o700, dir_fd=bundle.fd)
@@ -330,6 +340,7 @@ def _config(
     settings: Settings,
     stack: ExitStack,
     mounts: list[tuple[int, bytes]],
+    edits: Edits | None,
 ) -> dict[str, object]:
     """The document. mounts: what the runtime's namespace has to have; gets more, owned by the stack."""
     user = options.user if options.user is not None else image.user
@@ -349,11 +360,39 @@ def _config(
         open_files=_open_files(),
         console=_console_size() if options.terminal else None,
     )
-    mounted = [bind.destination for bind in binds]
+    places = {} if edits is None else _device_places(root, edits)
+    mounted = [*(bind.destination for bind in binds), *places.values()]
     directory = _working_directory(root, image, options, mounted)
     variables = environment(image, options, hostname=hostname, home=identity.home)
     _check_program(root, arguments(image, options), variables["PATH"], directory, mounted)
-    return runtime_config(image, options, identity, machine, working_directory=directory, binds=binds)
+    config = runtime_config(image, options, identity, machine, working_directory=directory, binds=binds)
+    if edits is not None:
+        from lazyfs import gpu
+
+        config = gpu.applied(config, edits, places)
+    return config
+
+
+def _device_edits(options: RunOptions, settings: Settings, note: Note | None) -> Edits | None:
+    """What the host says that the call's devices need, read before anything is made."""
+    if not options.gpus and not options.devices:
+        return None
+    from lazyfs import gpu
+
+    edits = gpu.requested(options.gpus, options.devices, settings.cdi)
+    if edits.ignored and note is not None:
+        note(f"device: {', '.join(sorted(set(edits.ignored)))} of its CDI spec is not acted on")
+    return edits
+
+
+def _device_places(root: Root, edits: Edits) -> dict[str, str]:
+    """Where the mounts of devices go, made if missing: real paths by the paths of the spec."""
+    from lazyfs import gpu
+
+    return {
+        path: _destination(root, path, "directory" if directory else "file", "device: mount")
+        for path, directory in gpu.check_mounts(edits).items()
+    }
 
 
 def _working_directory(root: Root, image: ImageConfig, options: RunOptions, mounted: Sequence[str]) -> str:
@@ -425,21 +464,19 @@ def _volumes(root: Root, options: RunOptions) -> list[Bind]:
     return binds
 
 
-def _destination(root: Root, path: str, kind: Literal["directory", "file"]) -> str:
+def _destination(root: Root, path: str, kind: Literal["directory", "file"], what: str = "volume: destination") -> str:
     """Where a bind mount goes, created if missing. Below /dev only the runtime can: that is a tmpfs of its own."""
     raw = os.fsencode(path)
     if os.path.normpath(raw) == b"/" or not raw.startswith(b"/"):
-        raise ContainerError(f"volume: destination: got {path}, want an absolute path below /")
+        raise ContainerError(f"{what}: got {path}, want an absolute path below /")
     plain = os.path.normpath(raw)
     if beneath(plain, [b"/dev"]) and plain != b"/dev":
         return os.fsdecode(plain)
     if beneath(plain, KERNEL_TARGETS):
-        raise ContainerError(f"volume: destination: got {path}, want one outside /proc, /dev and /sys")
+        raise ContainerError(f"{what}: got {path}, want one outside /proc, /dev and /sys")
     real = root.resolve(raw, create=kind, passing=True)
     if real == b"/" or beneath(real, KERNEL_TARGETS):
-        raise ContainerError(
-            f"volume: destination: {path} leads to {os.fsdecode(real)}, want one outside /proc, /dev and /sys"
-        )
+        raise ContainerError(f"{what}: {path} leads to {os.fsdecode(real)}, want one outside /proc, /dev and /sys")
     return os.fsdecode(real)
 
 

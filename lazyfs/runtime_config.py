@@ -101,7 +101,10 @@ class Private(Record):
 
 
 class RunOptions(Record):
-    """The words of ``run``."""
+    """The words of ``run``. gpus: ``all``, numbers, or names as in devices.
+
+    devices: names of CDI, vendor.com/class=device.
+    """
 
     command: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
@@ -111,6 +114,8 @@ class RunOptions(Record):
     network: Network = "host"
     terminal: bool = False
     private: tuple[Private, ...] = ()
+    gpus: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
 
 class Identity(Record):

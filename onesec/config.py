@@ -11,6 +11,7 @@ that ONESEC_CONFIG names), the default. Unknown keys are refused: a setting with
     scratch = "disk"            # where what a container writes goes: "disk" (under root) or "memory" (a tmpfs)
     seccomp = "/path.json"      # without it: containers-common's profile, else our own
     linger = 600                # seconds that the pages of a container stay served after it, for the next one; 0: none
+    cdi = ["/etc/cdi", "/var/run/cdi"]  # where devices are described, for --gpus and --device; the last one wins
     deadline = 120              # seconds that a read waits for bytes that do not come, until it fails; of new servers
 
     [store]                     # chunks that are read again and again, under root/cache/store
@@ -39,6 +40,7 @@ DEFAULT_RUN_DIR = "/run/onesec"
 DEFAULT_FILE = "/etc/onesec/onesec.toml"
 LINGER_S = 600.0
 DEADLINE_S = 120.0
+CDI_DIRECTORIES = ("/etc/cdi", "/var/run/cdi")
 
 _UNITS = {"": 0, "B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
 
@@ -62,6 +64,7 @@ class RunSettings(Record):
     seccomp: Path | None = None
     linger_s: float = LINGER_S
     deadline_s: float = DEADLINE_S
+    cdi: tuple[str, ...] = CDI_DIRECTORIES
 
 
 class StoreLimits(Record):
@@ -137,9 +140,12 @@ def _run_settings(table: _Table) -> RunSettings:
     deadline_s = table.seconds("deadline", DEADLINE_S)
     if not deadline_s:
         table.refuse("deadline", "more than 0 seconds", 0)
+    cdi = table.texts("cdi") or CDI_DIRECTORIES
+    if not all(os.path.isabs(directory) for directory in cdi):
+        table.refuse("cdi", "absolute paths", list(cdi))
     table.finish()
     profile = None if seccomp is None else _absolute(seccomp)
-    return RunSettings(runtime, cast(Scratch, scratch), profile, linger_s, deadline_s)
+    return RunSettings(runtime, cast(Scratch, scratch), profile, linger_s, deadline_s, cdi)
 
 
 def _store_limits(table: _Table) -> StoreLimits:

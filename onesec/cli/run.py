@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-w", "--workdir", metavar="DIR", help="working directory")
     parser.add_argument("-u", "--user", metavar="USER[:GROUP]", help="names of the image, or numbers")
     parser.add_argument("--net", choices=("host", "none"), default="host", help="default: host")
+    parser.add_argument("--gpus", metavar="all|N,N", action="append", default=[], help="GPUs of the host, by CDI")
+    parser.add_argument("--device", metavar="NAME", action="append", default=[], help="CDI device: vendor/class=name")
     parser.add_argument("-t", "--tty", action="store_true", help="a terminal; by itself when stdin and stdout are one")
     parser.add_argument("-i", "--interactive", action="store_true", help="stdin is always passed; for podman's users")
     parser.add_argument("--timeline", metavar="FILE", help="draw where the time went, as HTML; - prints a table")
@@ -131,6 +133,7 @@ def settings(config: Config) -> Settings:
         runtime=run.runtime,
         scratch=run.scratch,
         seccomp=None if run.seccomp is None else str(run.seccomp),
+        cdi=run.cdi,
     )
 
 
@@ -150,6 +153,8 @@ def parse_options(arguments: argparse.Namespace, environment: dict[str, str], *,
         user=arguments.user,
         network=cast(Network, arguments.net),
         terminal=arguments.tty or terminal,
+        gpus=tuple(arguments.gpus),
+        devices=tuple(arguments.device),
     )
 
 
