@@ -62,10 +62,10 @@ def merge(layers: Sequence[bytes]) -> bytes:
 class _Node:
     """A name in the tree so far.
 
-    raw: the encoded entry, of a directory without its digest. layer: the one that brought or described it. children:
-    of an opened directory. digest: of a directory's record while it is not opened; what is in it came with `layer`.
-    origin: of what is no directory; names with the same link group and the same origin are one inode. A link that waits for step 3 has its
-    target as raw.
+    raw: the encoded entry, of a directory without its digest; a link that waits for step 3 has its target. layer: the
+    one that brought or described it. children: of an opened directory. digest: of a directory's record while it is not
+    opened; what is in it came with `layer`. origin: of what is no directory; names with the same link group and the
+    same origin are one inode.
     """
 
     __slots__ = ("children", "digest", "kind", "layer", "origin", "raw")
