@@ -8,9 +8,11 @@ that check.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
+import stat
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -207,11 +209,14 @@ def _open_decoded(path: str, blob: Descriptor) -> int | None:
     """The decoded copy, hashed again, or None if there is none that is right."""
     digest, size = blob.decoded
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # whatever was put there
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+            return None
+        raise
     try:
-        if os.fstat(fd).st_size == size and hash_descriptor(fd, size) == digest:
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and found.st_size == size and hash_descriptor(fd, size) == digest:
             good, fd = fd, -1
             return good
         return None

@@ -208,7 +208,7 @@ class Layout:
     def open_blob(self, digest: Digest) -> int:
         """A read-only descriptor; the caller closes it. The content is not verified."""
         try:
-            return os.open(self.blob_path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return os.open(self.blob_path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError as error:
             raise MissingBlobError(str(digest)) from error
 
