@@ -11,6 +11,9 @@ os_code os_frame_compress(ZSTD_CCtx *zstd, int level, const void *data, size_t s
         return os_fail(failure, OS_LIMIT, "frame: got %zu bytes, want at most %u", size, OS_FRAME_MAX);
     ZSTD_CCtx_reset(zstd, ZSTD_reset_session_only);
     ZSTD_CCtx_setParameter(zstd, ZSTD_c_compressionLevel, level);
+    /* Level 3 has a small table of short matches for inputs of this size. Twice as large it is 6 % faster and 0.1 %
+     * smaller on libraries and Python code (zstd 1.5.4). 0 is the level's own. */
+    ZSTD_CCtx_setParameter(zstd, ZSTD_c_chainLog, level == 3 ? 16 : 0);
     size_t made = ZSTD_compress2(zstd, out, capacity, data, size);
     if (ZSTD_isError(made))
         return os_fail(failure, OS_MEMORY, "frame: zstd: %s", ZSTD_getErrorName(made));
