@@ -34,7 +34,7 @@ _BLOBS_MAX = 1 << 20
 _BATCH = 200  # descriptors in one message
 _MESSAGE_MAX = 64 << 10
 _TRIES = 5
-_PROTOCOL = 2  # of the messages: a server of another release serves its images to their end, beside ours
+_PROTOCOL = 3  # of the messages: a server of another release serves its images to their end, beside ours
 _TIMEOUT_S = 60
 
 DEADLINE_S = 120.0
