@@ -47,13 +47,13 @@ def test_a_flipped_byte_in_a_pack_is_an_error_for_its_readers_alone(onesec: Comm
         (tree / name).write_bytes(data)
     oci_layout(tmp_path / "oci", tar_of(tree), {})
     onesec("import", f"oci:{tmp_path / 'oci'}:t", "-t", "app")
+    assert_image(onesec, "app", tree, mounted)
     pack = max((onesec.root / "images/blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
     with open(pack, "r+b") as file:
         file.seek(1000)
         byte = file.read(1)
         file.seek(1000)
         file.write(bytes([byte[0] ^ 1]))
-    mounted.mkdir()
     onesec("mount", "app", mounted)
     broken = []
     try:
@@ -77,6 +77,7 @@ def test_a_container_runs_on_the_lazy_tree(onesec: Command, tool: Path, tmp_path
     (tree / "bin/tool").chmod(0o755)
     oci_layout(tmp_path / "oci", tar_of(tree), {"Entrypoint": ["/bin/tool"], "Env": ["FROM_IMAGE=yes"]})
     onesec("import", f"oci:{tmp_path / 'oci'}:t", "-t", "app")
+    assert_image(onesec, "app", tree, tmp_path / "mounted")
     before = Path("/proc/self/mountinfo").read_text()
     done = onesec("run", "app", "exit", "7", status=7)
     assert done.out == ""
