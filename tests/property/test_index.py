@@ -22,7 +22,7 @@ from lazyfs.index.tables import TablesReader
 from lazyfs.merge import merge
 from tests.golden.test_index import pack, tree
 from tests.support.images import encoded, pool, sample
-from tests.support.layers import layer
+from tests.support.layers import built, layer
 
 
 def compare(merged: bytes, packs: list[tuple[bytes, int, bytes]]) -> None:
@@ -100,7 +100,7 @@ def test_the_index_of_any_tree_is_that_of_the_twin(
     entries: list[tuple[bytes, Entry]], root: tuple[tuple[bytes, bytes], ...]
 ) -> None:
     top = (b"", Entry(Kind.DIRECTORY, mode=0o700, xattrs=root))
-    compare(merge([layer(top, *entries)]), pool().listed)
+    compare(merge([built([("add", path, entry) for path, entry in (top, *entries)])]), pool().listed)
 
 
 @settings(max_examples=150, deadline=None, print_blob=True)
