@@ -65,6 +65,11 @@ static int system_unlinkat(void *context, int directory, const char *path, int f
     return unlinkat(directory, path, flags);
 }
 
+static void system_read_ahead(void *context, int fd, off_t offset, size_t size) {
+    (void)context;
+    posix_fadvise(fd, offset, (off_t)size, POSIX_FADV_WILLNEED);
+}
+
 static int system_free_bytes(void *context, int fd, uint64_t *out) {
     struct statfs about;
     (void)context;
@@ -126,6 +131,7 @@ const os_env os_env_system = {
     .start_writeback = system_start_writeback,
     .renameat = system_renameat,
     .unlinkat = system_unlinkat,
+    .read_ahead = system_read_ahead,
     .free_bytes = system_free_bytes,
     .socket = system_socket,
     .monotonic_ns = system_monotonic_ns,

@@ -84,6 +84,8 @@ os_code os_store_decode(os_store *store, const os_entry *entry, const void *stor
 
 /* ---------------------------------------------------------------- get */
 
+enum { AHEAD = 2 << 20 }; /* bytes */
+
 typedef struct looking {
     os_store *store;
     const uint8_t *id;
@@ -145,6 +147,18 @@ static void report_damage(os_store *store, const os_entry *entry, const os_failu
     os_store_enqueue(store, it, false, &ticket, NULL);
 }
 
+/* Chunks stand in the order in which they were read once, so what stands behind one is likely to be next. The kernel's
+ * own read-ahead is lost on it: several threads read one descriptor, each a different part. */
+static void read_ahead(os_store *store, segment *from, const os_entry *entry) {
+    uint32_t end = entry->offset + OS_ENTRY_HEADER + entry->stored, ahead = atomic_load(&from->ahead);
+    if (end + AHEAD / 2 <= ahead &&
+        ahead <= end + 2 * AHEAD) /* both below 4 GiB by a segment's size, or a wasted hint */
+        return;
+    uint32_t start = ahead > end && ahead < end + AHEAD ? ahead : end;
+    atomic_store(&from->ahead, end + AHEAD);
+    store->env->read_ahead(store->env->context, from->fd, start, end + AHEAD - start);
+}
+
 static os_code read_entry(os_store *store, const segment *from, const os_entry *entry, void *out, os_failure *failure) {
     scratch *own = NULL;
     void *place = out;
@@ -175,6 +189,7 @@ static os_code get(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned algor
     segment *from = os_store_find_segment(store, entry.segment);
     if (from == NULL)
         return OS_MISSING; /* dropped since */
+    read_ahead(store, from, &entry);
     code = read_entry(store, from, &entry, buffer, &why);
     os_store_use_segment(store, from);
     os_store_release_segment(store, from);

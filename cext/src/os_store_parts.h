@@ -27,6 +27,7 @@ typedef struct segment {
     bool sealed;     /* immutable: its header was damaged when it was opened, so nothing more is appended */
     int fd;          /* owned */
     atomic_uint references;
+    _Atomic uint32_t ahead;            /* how far it was read ahead of its readers; a hint */
     _Atomic uint64_t used, saved_used; /* saved_used: writer only; what the map says */
     uint32_t bytes;                    /* guarded by segments_lock, changed by the writer only: committed */
     uint32_t written;                  /* writer only: end of what was appended, committed or not */
