@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -14,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
+import cext
 from lazyfs import portable
 from lazyfs.mount import mount_table
 from tests.support.command import ROOT
 from tests.support.oci import oci_layout, tar_of
-from tests.support.oracle import mounted
+from tests.support.oracle import assert_image, mounted
 from tests.support.road import Command
 from tests.support.trees import assert_same_tree, make_every_kind, snapshot
 
@@ -155,6 +157,36 @@ def test_without_the_right_to_mount_the_call_says_what_is_missing_and_which_way_
     assert f"{tmp_path / 'm'}: portable mount: " in said[1]
     assert kind(tmp_path / "m") is None
     assert left(tmp_path) == []
+
+
+def test_a_root_on_tmpfs_is_mounted_by_the_kernel_through_a_loop_device(onesec: Command, tmp_path: Path) -> None:
+    """EROFS cannot be mounted from a file of a tmpfs."""
+    shm = tmp_path / "shm"
+    shm.mkdir()
+    cext.mount("none", shm, "tmpfs", 0, "mode=700")
+    try:
+        inner = Command(shm)
+        inner("import", f"oci:{tmp_path / 'oci'}:t", "-t", "app")
+        assert_image(inner, "app", tmp_path / "tree", tmp_path / "m")
+        with mounted(inner, "app", tmp_path / "m", "kernel"):
+            backing = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+            assert any("cache/index/" in name for name in backing)
+        eventually(lambda: unmounted(shm))
+        shm.rmdir()
+    finally:
+        if shm.exists():
+            cext.umount2(shm, 2)
+
+
+def unmounted(target: Path) -> bool:
+    """Whether nobody was using it any more: the object server ends a moment after its last mount."""
+    try:
+        cext.umount2(target, 0)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 OLD_KERNEL = """

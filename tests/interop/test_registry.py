@@ -26,6 +26,7 @@ from registry.session import Surroundings
 from registry.transport import HttpTransport, Request, Response
 from registry.upload import Uploader
 from tests.support.docker_registry import Server, docker_registry
+from tests.support.oracle import assert_image
 from tests.support.shell import shell_image
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +117,7 @@ def test_an_image_goes_to_a_registry_and_comes_back_byte_for_byte(maker: Host, p
     host(*hint.split())
     assert host.blobs() == maker.blobs()
     assert runs(host, "app")
+    assert_image(host, "app", assert_image(maker, "app", None, tmp_path / "m"), tmp_path / "m")
     assert "chunks" in host("verify", "app", "--deep").stdout
     host("rm", "app")
     host("gc")

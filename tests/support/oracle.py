@@ -9,25 +9,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
-from tests.support.road import Command
 from tests.support.trees import Snapshot, assert_same_tree, snapshot
 
 
+class Onesec(Protocol):
+    """The command; calls have to succeed."""
+
+    def __call__(self, *words: str | Path) -> object: ...
+
+
 @contextmanager
-def mounted(onesec: Command, reference: str, directory: Path, mode: str) -> Iterator[Path]:
+def mounted(onesec: Onesec, reference: str, directory: Path, mode: str) -> Iterator[Path]:
     """An image mounted by the command on a directory, which is made if it is not there."""
     directory.mkdir(exist_ok=True)
-    done = onesec("mount", "--mode", mode, reference, directory)
+    onesec("mount", "--mode", mode, reference, directory)
     try:
-        assert (done.out, done.err) == ("", "")
         yield directory
     finally:
         onesec("umount", directory)
 
 
 def assert_image(
-    onesec: Command,
+    onesec: Onesec,
     reference: str,
     want: Path | Snapshot | None,
     directory: Path,
