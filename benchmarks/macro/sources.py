@@ -38,8 +38,11 @@ def torch(place: Place) -> Source:
     if place.quick:
         return _tiny(place)
     place.call(place.onesec("build", CHECKOUT / "examples/torch/image.py", "-t", "torch"))
-    script = "import time; t = time.perf_counter(); import torch; s = float(torch.ones(2).sum())"
-    script += '; print(\'{"seconds": %r, "sum": %r}\' % (time.perf_counter() - t, s))'
+    script = (
+        "import time; t, c = time.perf_counter(), time.process_time(); import torch; s = float(torch.ones(2).sum())"
+    )
+    script += "; t, c = time.perf_counter() - t, time.process_time() - c"
+    script += """; print('{"seconds": %r, "cpu": %r, "sum": %r}' % (t, c, s))"""
     return Source("torch", _plain(place, "torch"), ("python3", "-c", script))
 
 
@@ -54,7 +57,7 @@ def _tiny(place: Place) -> Source:
         fill(made / "data", files=40, size=200_000, seed=1)
         made.rename(plain)
     ingest(place, plain, "tiny")
-    script = 'cat /data/*/* > /dev/null; echo \'{"seconds": 0.1, "sum": 2.0}\''
+    script = 'cat /data/*/* > /dev/null; echo \'{"seconds": 0.1, "cpu": 0.1, "sum": 2.0}\''
     return Source("tiny", plain, ("/bin/sh", "-c", script))
 
 
