@@ -5,6 +5,8 @@ Names and metadata come from fs.erofs, content from packs by way of the tables. 
 it is answered; one that is wrong, or not there, is EIO and a line in the log. Speed is not the aim, the kernel path has
 it.
 
+    holder (root's mounts only: waits, then unmounts what is still mounted) ── forks ──► server (nobody)
+
 One trio task for each request. Directories and inodes are answered at once, from memory; a frame that is not in the
 cache is read, decoded and verified in a worker thread, which shares nothing with the tasks but what it was given.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -37,6 +40,7 @@ from lazyfs.index.erofs import ErofsReader, Inode
 from lazyfs.index.tables import Object, Part, TablesReader
 
 SOURCE = "onesec"
+NOBODY = 65534
 FRAMES_CACHED = 128  # of at most 256 KiB
 
 _FOREVER_S = 365 * 86400.0  # the image never changes
@@ -61,12 +65,15 @@ class TreeImage:
 
 
 class Packs:
-    """Frames of packs. Opens a pack when it is first read; owns what it opened."""
+    """Frames of packs. Opens all that are there at once, before the server gives up its rights; owns what it opened."""
 
     def __init__(self, directory: int, tables: TablesReader) -> None:
-        self._directory = directory
         self._tables = tables
         self._open: dict[int, int] = {}
+        for row, blob in enumerate(tables.blobs):
+            with suppress(FileNotFoundError):  # an error for its readers alone
+                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+                self._open[row] = os.open(blob.digest.hex(), flags, dir_fd=directory)
 
     def close(self) -> None:
         while self._open:
@@ -78,13 +85,7 @@ class Packs:
         fd = self._open.get(frame.blob)
         name = self._tables.blobs[frame.blob].digest.hex()
         if fd is None:
-            try:
-                fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._directory)
-            except FileNotFoundError as error:
-                raise MissingError(f"pack {name}: not there") from error
-            if (winner := self._open.setdefault(frame.blob, fd)) != fd:  # another thread was faster
-                os.close(fd)
-                fd = winner
+            raise MissingError(f"pack {name}: not there")
         packed = os.pread(fd, frame.packed, frame.offset)
         if len(packed) != frame.packed:
             raise CorruptError(f"pack {name}: got {len(packed)} bytes at {frame.offset}, want {frame.packed}")
@@ -344,6 +345,7 @@ def serve_portable(
         with suppress(OSError):  # a full disk stops nobody
             os.write(log, f"{moment} image {image.name}: {text}\n".encode(errors="backslashreplace"))
 
+    _raise_descriptor_limit()
     with mmap(image.erofs, 0, prot=PROT_READ) as erofs_bytes:
         erofs = ErofsReader(erofs_bytes)
         tables = TablesReader(_whole(image.tables))
@@ -353,6 +355,12 @@ def serve_portable(
             _serve(Tree(erofs, tables, contents, say, client.ready), directory, client)
         finally:
             packs.close()
+
+
+def _raise_descriptor_limit() -> None:
+    """A descriptor for each pack."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _whole(fd: int) -> bytes:
@@ -375,9 +383,33 @@ def _serve(tree: Tree, directory: str, client: Client) -> None:
             f"{directory}: portable mount: {error}", hint="is the directory yours to mount on? The log says more"
         ) from error
     try:
-        trio.run(_main, client)
+        if os.geteuid() == 0:
+            _hold(client)
+        else:
+            trio.run(_main, client)
     finally:
         pyfuse3.close()  # unmounts what is still mounted
+
+
+def _hold(client: Client) -> None:
+    """Has a process without privileges serve, and waits for its end: only root can unmount what root mounted."""
+    server = os.fork()
+    if server == 0:
+        status = 1
+        try:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            trio.run(_main, client)
+            status = 0
+        except BaseException as error:
+            client.failed(error)
+        finally:
+            os._exit(status)
+    client.close()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: os.kill(server, number))
+    os.waitpid(server, 0)
 
 
 def _check_machine() -> None:

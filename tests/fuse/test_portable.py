@@ -87,17 +87,19 @@ def wait_for_end(directory: Path) -> None:
 
 
 def servers(directory: Path) -> list[int]:
-    """Processes by our name whose log is in a test's directory: other runs of these tests have theirs."""
+    """Holder and server of a mount, in this order: processes by our name whose log is in a test's directory."""
     found = []
     for name in os.listdir("/proc"):
         try:
             with open(f"/proc/{name}/comm") as file:
                 ours = name.isdigit() and file.read().strip() == portable.NAME[:15]
             if ours and os.readlink(f"/proc/{name}/fd/2").startswith(f"{directory}/"):
-                found.append(int(name))
+                with open(f"/proc/{name}/status") as file:
+                    user = next(int(line.split()[1]) for line in file if line.startswith("Uid:"))
+                found.append((user, int(name)))
         except (FileNotFoundError, NotADirectoryError, ProcessLookupError, PermissionError):
             continue
-    return found
+    return [name for _, name in sorted(found)]
 
 
 def log_of(directory: Path) -> str:
@@ -209,29 +211,55 @@ def test_a_lease_lasts_as_long_as_the_mount(small: Built, tmp_path: Path) -> Non
     leases = Path(small.layout.root) / "leases"
     with mounted(small, tmp_path) as target:
         assert len(list(leases.iterdir())) == 1
-        assert len(servers(tmp_path)) == 1
+        with small.layout.exclusive():
+            assert small.layout.leased() == {small.manifest.digest}
         assert (target / "good").exists()
+    with small.layout.exclusive():
+        assert small.layout.leased() == set()
 
 
-def test_a_server_that_was_killed_leaves_a_mount_that_can_be_undone(small: Built, tmp_path: Path) -> None:
+def test_the_server_has_no_privileges(small: Built, tmp_path: Path) -> None:
     with mounted(small, tmp_path) as target:
-        (server,) = servers(tmp_path)
-        os.kill(server, signal.SIGKILL)
+        assert (target / "good").read_bytes() == (small.tree / "good").read_bytes()
+        _, server = servers(tmp_path)
+        for task in Path(f"/proc/{server}/task").iterdir():
+            status = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if ":\t" in line)
+            assert status["Uid"].split() == status["Gid"].split() == ["65534"] * 4
+            assert status["Groups"].split() == []
+            assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == 0
+
+
+def test_a_server_that_was_killed_leaves_nothing(small: Built, tmp_path: Path) -> None:
+    def kill_the_server() -> None:
+        with mounted(small, tmp_path):
+            _, server = servers(tmp_path)
+            os.kill(server, signal.SIGKILL)
+            wait_for_end(tmp_path)
+
+    with pytest.raises(MountError, match="no onesec mount"):  # its holder undid the mount
+        kill_the_server()
+
+
+def test_when_all_were_killed_the_mount_can_be_undone(small: Built, tmp_path: Path) -> None:
+    with mounted(small, tmp_path) as target:
+        for process in servers(tmp_path):
+            os.kill(process, signal.SIGKILL)
         wait_for_end(tmp_path)
         with pytest.raises(OSError) as caught:
             os.listdir(target)
         assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
-def test_a_server_that_is_asked_to_end_unmounts(small: Built, tmp_path: Path) -> None:
-    def end_the_server() -> None:
+@pytest.mark.parametrize("which", ["holder", "server"])
+def test_who_is_asked_to_end_unmounts(small: Built, tmp_path: Path, which: str) -> None:
+    def end_it() -> None:
         with mounted(small, tmp_path):
-            (server,) = servers(tmp_path)
-            os.kill(server, signal.SIGTERM)
+            holder, server = servers(tmp_path)
+            os.kill(holder if which == "holder" else server, signal.SIGTERM)
             wait_for_end(tmp_path)
 
     with pytest.raises(MountError, match="no onesec mount"):  # there is nothing left to undo
-        end_the_server()
+        end_it()
     assert not os.path.ismount(tmp_path / "mount")
 
 
