@@ -30,6 +30,9 @@ QUOTA_MAX, FLOOR_MAX = 20 << 30, 5 << 30
 QUOTA_SHARE, FLOOR_SHARE = 10, 20
 """Without settings: a tenth of the file system is ours, a twentieth stays free, and no more than the above."""
 
+QUEUE = 8 << 20
+"""Bytes of chunks that may wait for a server's writer: memory that the server has for nothing else."""
+
 LEAST_SHARE = 4
 """A store gets at least this part of the quota, however much others that are in use have taken."""
 
@@ -44,7 +47,7 @@ class Place(Record):
     def open(self, *, log: int) -> cext.Store:
         """Leaves the process in the store's directory. Raises OSError, OnesecError."""
         os.fchdir(self.fd)
-        return cext.Store(".", log=log, quota=self.quota, floor=self.floor)
+        return cext.Store(".", log=log, quota=self.quota, floor=self.floor, queue_size=QUEUE)
 
 
 def directory_name(domain: str) -> str:

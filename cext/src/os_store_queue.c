@@ -7,7 +7,7 @@
 
 #include "os_store_parts.h"
 
-#define NOTE_NS UINT64_C(10000000000) /* between two lines about failures that nobody has asked for */
+#define NOTE_NS UINT64_C(600000000000) /* between two lines about failures that nobody has asked for */
 
 void os_store_note(os_store *store, const char *format, ...) {
     char line[512];

@@ -129,7 +129,7 @@ static void sync_all(os_store *store) {
     for (size_t at = 0; at < store->segment_count; at++) {
         segment *it = store->segments[at];
         os_failure failure;
-        if (!it->dirty)
+        if (!it->dirty || it->going)
             continue;
         it->dirty = false;
         int error = env->fdatasync(env->context, it->fd) < 0 ? errno : never_committed(it) ? names : 0;

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cext.errors import UsageError
-from onesec.config import RegistrySettings, load
+from onesec.config import RegistrySettings, StoreLimits, load
 
 
 def write(tmp_path: Path, text: str) -> dict[str, str]:
@@ -26,6 +26,9 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
     [run]
     runtime = "runc"
     scratch = "memory"
+    [store]
+    quota = "20GiB"
+    floor = "512 MiB"
     [registry."localhost:5000"]
     plain-http = true
     ca = "/ca.pem"
@@ -33,6 +36,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
     """
     config = load(write(tmp_path, text))
     assert (config.run.runtime, config.run.scratch) == ("runc", "memory")
+    assert config.store == StoreLimits(20 << 30, 512 << 20)
     assert config.registries == {"localhost:5000": RegistrySettings(True, Path("/ca.pem"), ("m.example",))}
 
 
@@ -43,6 +47,11 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         ("root = 1", "root: got 1, want a string"),
         ("[run]\nscratch = 'tape'", "run.scratch: got 'tape', want disk or memory"),
         ("[run]\nx = 1", "run.x: no such setting"),
+        ("[store]\nquota = 20", "store.quota: got 20, want a string"),
+        ("[store]\nquota = '20GB'", "store.quota: got '20GB', want a size like 20GiB"),
+        ("[store]\nfloor = '-1'", "store.floor: got '-1', want a size like 20GiB"),
+        ("[store]\nfloor = 'GiB'", "store.floor: got 'GiB', want a size like 20GiB"),
+        ("[store]\nsize = '1'", "store.size: no such setting"),
         ("registry = 3", "registry: got 3, want a table"),
         ("[registry.h]\nplain-http = 'yes'", "registry.h.plain-http: got 'yes', want true or false"),
         ("[registry.h]\nmirrors = [1]", "want a list of strings"),
@@ -54,6 +63,11 @@ def test_a_wrong_setting_names_file_and_key(tmp_path: Path, text: str, words: st
         load(write(tmp_path, text))
     assert str(caught.value).startswith(str(tmp_path / "onesec.toml"))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "size"), [("0", 0), ("7", 7), ("7B", 7), ("3KiB", 3072), ("1 TiB", 1 << 40)])
+def test_sizes_have_units(tmp_path: Path, text: str, size: int) -> None:
+    assert load(write(tmp_path, f"[store]\nquota = '{text}'")).store == StoreLimits(size, None)
 
 
 def test_a_named_file_has_to_exist(tmp_path: Path) -> None:
