@@ -124,6 +124,7 @@ def _receive(
                 file.write(data)
                 note(len(data))
     except urllib.error.HTTPError as error:
+        error.close()
         raise FetchError(wheel.filename, f"got HTTP status {error.code}", retryable=error.code >= 500) from error
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)

@@ -34,6 +34,8 @@ _BLOBS_MAX = 1 << 20
 _BATCH = 200  # descriptors in one message
 _MESSAGE_MAX = 64 << 10
 _TRIES = 5
+_FD = struct.Struct("i")
+_FDS_MAX = 4  # descriptors of one answer
 _PROTOCOL = 3  # of the messages: a server of another release serves its images to their end, beside ours
 _TIMEOUT_S = 60
 
@@ -424,10 +426,24 @@ def _send(sock: socket.socket, words: dict[str, Any], fds: Sequence[int] = ()) -
         raise _ServerGone from error
 
 
+def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """One packet. socket.recv_fds ignores its flags, and a descriptor without close-on-exec goes on to the OCI runtime,
+    where it is a way to the objects of other images (the class of CVE-2024-21626).
+    """
+    space = socket.CMSG_SPACE(_FDS_MAX * _FD.size)
+    data, ancillary, _, _ = sock.recvmsg(_MESSAGE_MAX, space, socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, payload in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            whole = len(payload) // _FD.size * _FD.size
+            fds += [fd for (fd,) in _FD.iter_unpack(payload[:whole])]
+    return data, fds
+
+
 def _ask(sock: socket.socket, words: dict[str, Any], fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
     _send(sock, words, fds)
     try:
-        data, received, _, _ = socket.recv_fds(sock, _MESSAGE_MAX, 4)
+        data, received = _receive(sock)
     except ConnectionResetError as error:
         raise _ServerGone from error
     except TimeoutError as error:
