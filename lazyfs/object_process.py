@@ -64,7 +64,7 @@ NOBODY = 65534
 MESSAGE_MAX = 64 << 10
 DESCRIPTORS_MAX = 240  # of one message; the kernel takes 253
 READ_AHEAD_KB = 4096
-FIRST_CLIENT_S = 10
+FIRST_CLIENT_S = 5
 LINGER_MAX_S = 86400.0
 PINS_MAX = 16384  # objects of one boot pack
 

@@ -22,7 +22,7 @@ from tests.support.shell import shell_image
 
 KILLS = int(os.environ.get("ONESEC_KILLS", "100"))
 WHOLE_CHECK_EVERY = 10
-GONE_S = 10.0
+GONE_S = 20.0  # a server whose client died before its first word waits for object_process.FIRST_CLIENT_S
 """How long what noticed that its parent died may take to end."""
 
 IMAGE = """
