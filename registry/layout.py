@@ -22,7 +22,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from cext.errors import CorruptError
@@ -248,13 +248,17 @@ class Layout:
         """A private directory on the layout's file system, removed at the end with whatever was not adopted."""
         path = f"{self.images}/blobs/tmp-{os.getpid()}-{os.urandom(6).hex()}"
         os.mkdir(path, 0o700)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except BaseException:
+            os.rmdir(path)
+            raise
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)
             yield Staging(self, path, fd)
         finally:
+            os.close(fd)  # first: to list the directory takes a descriptor, and they may be what is short
             remove_tree(path)
-            os.close(fd)
 
     def sync(self) -> None:
         """Makes every adopted name durable."""
@@ -510,7 +514,8 @@ def remove_tree(path: str) -> None:
             remove_tree(entry.path)
         else:
             _unlink(entry.path)
-    os.rmdir(path)
+    with suppress(FileNotFoundError):  # gc may have been at it too
+        os.rmdir(path)
 
 
 def _unlink(path: str) -> None:
