@@ -323,7 +323,9 @@ class _Renewer:
         if number not in self._origins:
             if len(self._origins) >= _ORIGINS_MAX:
                 raise OnesecError(f"got more than {_ORIGINS_MAX} origins")
-            self._origins[number] = _Origin(words, 1 + _SOURCES_EACH * len(self._origins))
+            origin = _Origin(words, 1 + _SOURCES_EACH * len(self._origins), _first_try(words))
+            self._origins[number] = origin
+            self._tell_origin(number, origin)
         return number
 
     # -- the loop
@@ -379,6 +381,24 @@ def _credentials(words: Mapping[str, Any]) -> list[_Credentials]:
     if "web" in words:
         return [_Credentials(str(one["url"]), [str(line) for line in one["headers"]]) for one in words["web"]]
     return _registry_credentials(words["registry"])
+
+
+def _first_try(words: Mapping[str, Any]) -> list[_Credentials]:
+    """The registry itself without a login. Many ask for none, and then a container need not wait for the client of
+    registries to be imported; the others say 401, and wait for it.
+    """
+    if "web" in words:
+        return _credentials(words)
+    from registry.origin import DOCKER_IO, HostSettings, api_url
+    from registry.reference import Reference
+
+    hosts = {name: HostSettings(one["plain_http"]) for name, one in words["registry"]["hosts"].items()}
+    reference = Reference.parse(words["registry"]["repository"])
+    host, path = reference.host, reference.path
+    settings = words["registry"]["hosts"].get(host)
+    if host is None or host == DOCKER_IO or (settings is not None and (settings["ca"] or settings["mirrors"])):
+        return []
+    return [_Credentials(f"{api_url(host, hosts)}/v2/{path}/blobs/sha256:{{digest}}", [])]
 
 
 def _registry_credentials(words: Mapping[str, Any]) -> list[_Credentials]:

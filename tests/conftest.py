@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def _state(ours: str) -> tuple[set[str], set[str], set[str]]:
             continue  # the listing's own
     children = set()
     for thread in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{thread}/children") as file:
+        with suppress(FileNotFoundError), open(f"/proc/self/task/{thread}/children") as file:  # it may just have ended
             children.update(file.read().split())
     return mounts, descriptors, children
 

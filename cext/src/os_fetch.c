@@ -279,6 +279,15 @@ static void take_in(os_fetch *fetch, os_fetch_waiter *waiter, uint64_t now) {
         raise_job(fetch, job);
 }
 
+/* Tells who waits about the last failure. */
+static void tell_failed(const os_fetch_job *job) {
+    os_fetch_result so_far = {.code = OS_CORRUPT, .tries = job->tries};
+    snprintf(so_far.cause, sizeof so_far.cause, "%s", job->cause);
+    for (const os_fetch_waiter *waiter = job->waiters; waiter != NULL; waiter = waiter->next)
+        if (waiter->want.failed != NULL)
+            waiter->want.failed(waiter->want.context, waiter->want.ticket, &so_far);
+}
+
 /* ---------------------------------------------------------------------- flights go out */
 
 /* Sends a request for the job. in_the_air: the place of the source that another flight asks, or -1. */
@@ -319,6 +328,14 @@ static bool launch(os_fetch *fetch, os_fetch_job *job, os_fetch_source *source, 
     return true;
 }
 
+/* Somebody has to know why nothing happens. */
+static void say_nobody(os_fetch_job *job) {
+    if (job->cause[0] != '\0')
+        return;
+    snprintf(job->cause, sizeof job->cause, "there is no source that may be asked");
+    tell_failed(job);
+}
+
 static void delay(os_fetch *fetch, os_fetch_job *job, uint64_t until) {
     dequeue(job);
     job->ready = until;
@@ -345,6 +362,7 @@ static void start_ready(os_fetch *fetch, uint64_t now) {
             uint64_t until;
             os_fetch_source *source = os_fetch_choose(fetch, job, now, -1, &place, &until);
             if (source == NULL) {
+                say_nobody(job);
                 delay(fetch, job, until);
                 continue;
             }
@@ -363,9 +381,8 @@ static void start_ready(os_fetch *fetch, uint64_t now) {
 
 static uint64_t hedge_after(const os_fetch *fetch) {
     uint64_t floor = fetch->options.hedge_floor_ms * OS_FETCH_MS;
-    if (fetch->latencies < LATENCIES_ENOUGH)
-        return FIRST_HEDGE_MS * OS_FETCH_MS;
-    return fetch->p95 > floor ? fetch->p95 : floor;
+    uint64_t late = fetch->latencies < LATENCIES_ENOUGH ? FIRST_HEDGE_MS * OS_FETCH_MS : fetch->p95;
+    return late > floor ? late : floor;
 }
 
 /* Doubles what is late. Returns when the next one will be. */
@@ -456,14 +473,6 @@ static void blame(os_fetch *fetch, os_fetch_source *source, const os_fetch_fligh
     }
     if (rest > 0 && now + rest > source->not_before)
         source->not_before = now + rest;
-}
-
-static void tell_failed(const os_fetch_job *job) {
-    os_fetch_result so_far = {.code = OS_CORRUPT, .tries = job->tries};
-    snprintf(so_far.cause, sizeof so_far.cause, "%s", job->cause);
-    for (const os_fetch_waiter *waiter = job->waiters; waiter != NULL; waiter = waiter->next)
-        if (waiter->want.failed != NULL)
-            waiter->want.failed(waiter->want.context, waiter->want.ticket, &so_far);
 }
 
 static void fail(os_fetch *fetch, os_fetch_flight *flight, os_fetch_fault fault, const char *cause, uint64_t now) {

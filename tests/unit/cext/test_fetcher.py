@@ -179,6 +179,16 @@ def test_a_blob_that_stays_away_is_an_error_at_its_deadline_with_the_cause(origi
         assert read(fetcher, origin) == DATA
 
 
+def test_an_origin_without_sources_is_waited_for_and_named_as_the_cause(origin: Origin) -> None:
+    with Fetcher() as fetcher, ThreadPoolExecutor() as pool:
+        with pytest.raises(MissingError, match="no source that may be asked"):
+            read(fetcher, origin, timeout=0.1)
+        waits = pool.submit(read, fetcher, origin)
+        fetcher.set_source(1, origin.url)
+        fetcher.set_origin(1, [1])
+        assert waits.result(10) == DATA
+
+
 def test_an_origin_that_is_gone_and_comes_back_is_waited_for(origin: Origin) -> None:
     with fetching(origin) as fetcher, ThreadPoolExecutor() as pool:
         assert read(fetcher, origin, 0, 10) == DATA[:10]
