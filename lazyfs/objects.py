@@ -26,6 +26,7 @@ from lazyfs import mount
 from lazyfs.errors import ObjectServerError
 
 if TYPE_CHECKING:
+    from lazyfs import remote
     from lazyfs.remote import Origin
 
 _TABLES_HEADER = 64
@@ -80,7 +81,7 @@ class ServerSettings(Record):
 
 
 class Push(Record):
-    """How to push a boot pack. connection: of the FUSE mount. pinned: an earlier start did it. busy: another is at it."""
+    """How to push a boot pack. connection: the FUSE mount's. pinned: an earlier start did it. busy: another is at it."""
 
     connection: int
     pinned: bool
@@ -93,11 +94,14 @@ class Attachment:
     objects: the root of the domain's object mount, owned.
     """
 
-    def __init__(self, sock: socket.socket, number: int, objects: int, metadata: int, lease: Lease) -> None:
+    def __init__(
+        self, sock: socket.socket, number: int, objects: int, metadata: int, lease: Lease, origin: int
+    ) -> None:
         self._sock = sock
         self._lease = lease
         self._metadata = metadata  # owned, -1 until there is one
         self.number = number
+        self.origin = origin  # the fetcher's number for where packs come from, 0: nowhere
         self.objects = objects
 
     def metadata(self, file: int, *, name: str) -> int:
@@ -225,7 +229,7 @@ def attach(
             try:
                 number_of_origin = 0 if origin is None else _register(directory, sock, origin)
                 number, objects, shared = _hand_over(sock, image, metadata, linger_s, number_of_origin)
-                attachment = Attachment(sock, number, objects, shared, image.lease)
+                attachment = Attachment(sock, number, objects, shared, image.lease, number_of_origin)
                 sock = None
                 return attachment
             except _ServerGone:
@@ -247,6 +251,16 @@ def statistics(domain: str, *, run_dir: str | os.PathLike[str], root: str | os.P
                 return _ask(sock, {"op": "statistics"})[0]
             except _ServerGone:
                 return None
+
+
+def sources(
+    origin: int, domain: str, *, run_dir: str | os.PathLike[str], root: str | os.PathLike[str]
+) -> Sequence[remote.Source]:
+    """What blobs of an attached image's origin can be read from now. Waits until the renewer has got credentials."""
+    from lazyfs import remote
+
+    with _domain_directory(run_dir, root, domain) as directory:
+        return remote.sources(directory, origin)
 
 
 def fetch_statistics(

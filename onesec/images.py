@@ -6,23 +6,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cache.settings import StoreSettings
 from cext.record import Record
 from lazyfs.mount import Lowers
-from lazyfs.objects import Attachment, attach
+from lazyfs.objects import Attachment, attach, sources
 from lazyfs.prefill import BootPackFile, Prefill, start
 from onesec.config import Config
+from registry.errors import MissingImageError
 from registry.image import OpenedImage, open_image, require_packs
 from registry.layout import Layout
 from registry.model import PACK
 from registry.reference import Reference
 
 if TYPE_CHECKING:
-    from lazyfs.remote import Origin
+    from lazyfs.remote import Origin, Source
 
 
 class ServedImage(Record):
@@ -30,7 +31,7 @@ class ServedImage(Record):
 
     image: OpenedImage
     attachment: Attachment
-    linger_s: float
+    config: Config
 
     @property
     def objects(self) -> int:
@@ -42,14 +43,21 @@ class ServedImage(Record):
         """The image's mounts, borrowed from the attachment."""
         return self.attachment.lowers(self.image.erofs, name=self.image.name)
 
+    def locate(self) -> Sequence[Source]:
+        """Where the image's blobs can be read from. May be called by a child, and takes its time."""
+        domain = self.image.domain
+        return sources(self.attachment.origin, domain, run_dir=self.config.run_dir, root=self.config.root)
+
     def keep(self, target: str) -> None:
         """A mount outlives this process: the server goes on with the image until what is mounted on target is gone."""
         self.attachment.keep(target)
 
 
 @contextmanager
-def boot_pack_file(image: OpenedImage) -> Iterator[BootPackFile | None]:
-    """The image's boot pack, or None if it has none or it is not here."""
+def boot_pack_file(
+    image: OpenedImage, locate: Callable[[], Sequence[Source]] | None = None
+) -> Iterator[BootPackFile | None]:
+    """The image's boot pack, or None if it has none. locate: says where it is if it is not here; None: nowhere."""
     pack = image.manifest.boot_pack
     if pack is None:
         yield None
@@ -57,7 +65,8 @@ def boot_pack_file(image: OpenedImage) -> Iterator[BootPackFile | None]:
     try:
         fd = os.open(pack.digest.hex, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=image.packs)
     except FileNotFoundError:
-        yield None
+        place = BootPackFile(-1, str(pack.digest), *pack.head, pack.size, locate, image.packs)
+        yield None if locate is None else place
         return
     try:
         yield BootPackFile(fd, str(pack.digest), *pack.head)
@@ -71,7 +80,7 @@ def prefilled(served: ServedImage) -> Iterator[Prefill | None]:
 
     A pusher that is still at work at its end goes on if the pages have a future, that is if the server lingers.
     """
-    with boot_pack_file(served.image) as pack:
+    with boot_pack_file(served.image, served.locate if served.attachment.origin else None) as pack:
         if pack is None:
             yield None
             return
@@ -81,16 +90,28 @@ def prefilled(served: ServedImage) -> Iterator[Prefill | None]:
         finally:
             if prefill is None:
                 pass
-            elif served.linger_s > 0:
+            elif served.config.run.linger_s > 0:
                 prefill.close()
             else:
                 prefill.stop()
 
 
 def opened_image(reference: str, config: Config, *, whole: bool = False) -> OpenedImage:
-    """Opens and verifies an image. whole: RemoteBlobsError if one of its packs is not here. The caller closes it."""
+    """Opens and verifies an image; one of a registry that this host has never seen is looked up there first.
+
+    whole: RemoteBlobsError if one of its packs is not here. The caller closes it.
+    """
     layout = Layout.open(config.root)
-    image = open_image(layout, Reference.parse(reference))
+    name = Reference.parse(reference)
+    try:
+        image = open_image(layout, name)
+    except MissingImageError:
+        if name.host is None:
+            raise
+        from onesec.remote import pull_for_start  # trio and httpx, which an image that is known need not wait for
+
+        pull_for_start(name, config)
+        image = open_image(layout, name)
     try:
         if whole:
             require_packs(layout, image)
@@ -106,6 +127,9 @@ def origin_of(image: OpenedImage, config: Config) -> Origin | None:
         return None
     layout = Layout.open(config.root)
     missing = [pack for pack in image.manifest.each(PACK) if not layout.has(pack)]
+    boot = image.manifest.boot_pack
+    if boot is not None and not layout.has(boot):
+        missing.append(boot)
     if not missing:
         return None
     from lazyfs.remote import RegistryHost, RegistryOrigin
@@ -138,4 +162,4 @@ def serve(image: OpenedImage, config: Config) -> Iterator[ServedImage]:
         store=StoreSettings(f"{config.root}/cache/store", config.store.quota, config.store.floor),
         origin=origin_of(image, config),
     ) as attachment:
-        yield ServedImage(image, attachment, config.run.linger_s)
+        yield ServedImage(image, attachment, config)
