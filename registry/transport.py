@@ -68,7 +68,7 @@ class HttpTransport:
 
     def __init__(self, hosts: Hosts) -> None:
         self._hosts = hosts
-        self._clients: dict[str | None, httpx.AsyncClient] = {}
+        self._clients: dict[tuple[str, str | None], httpx.AsyncClient] = {}
 
     async def __aenter__(self) -> HttpTransport:
         return self
@@ -80,7 +80,7 @@ class HttpTransport:
     @asynccontextmanager
     async def send(self, request: Request) -> AsyncIterator[Response]:
         origin = origin_of(request.url, "request")
-        client = self._client(settings_for(self._hosts, origin.netloc).ca)
+        client = self._client(origin.scheme, settings_for(self._hosts, origin.netloc).ca)
         headers = {"accept-encoding": "identity", "user-agent": "onesec", **request.headers}
         body = request.body
         if isinstance(body, Body):
@@ -98,14 +98,16 @@ class HttpTransport:
         finally:
             await answer.close()
 
-    def _client(self, ca: str | None) -> httpx.AsyncClient:
-        if ca not in self._clients:
+    def _client(self, scheme: str, ca: str | None) -> httpx.AsyncClient:
+        if (scheme, ca) not in self._clients:
+            # Reading the bundle takes 30 ms, which plain http does not need; a context without any trusts nobody.
+            trust = _trust(ca) if scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             timeout = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None)
             limits = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=30)
-            self._clients[ca] = httpx.AsyncClient(
-                verify=_trust(ca), timeout=timeout, limits=limits, follow_redirects=False
+            self._clients[scheme, ca] = httpx.AsyncClient(
+                verify=trust, timeout=timeout, limits=limits, follow_redirects=False
             )
-        return self._clients[ca]
+        return self._clients[scheme, ca]
 
 
 class _Stream(httpx.AsyncByteStream):

@@ -33,7 +33,7 @@ class Collected:
 @dataclass(frozen=True, slots=True)
 class Checked:
     """problems: what is wrong and stays wrong. repaired: what was. unreferenced: blobs that gc would delete. remote:
-    packs that are only at a registry.
+    blobs that are only at a registry.
     """
 
     problems: tuple[str, ...]
@@ -46,8 +46,8 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """blobs: that are here. chunks: 0 unless deep. bytes: read and hashed. remote: packs that are only at the registry,
-    whose repository is `at`: nothing was proved of them but that the tables want them.
+    """blobs: that are here. chunks: 0 unless deep. bytes: read and hashed. remote: blobs that are only at the registry,
+    whose repository is `at`: nothing was proved of them.
     """
 
     name: str
@@ -329,7 +329,7 @@ def verify_image(
             Descriptor(PACK, blob.digest, blob.size) for blob in manifest.each(PACK)
         ):
             raise BadDocumentError(f"manifest {manifest.digest}", "its packs are not those of its tables")
-        for blob in manifest.each(LAYER):
+        for blob in (layer for layer in manifest.each(LAYER) if layer not in remote):
             image.read_decoded(layout, blob)
         if deep:
             for blob in (pack for pack in manifest.each(PACK) if pack not in remote):
@@ -342,7 +342,8 @@ def verify_image(
 
 def is_remote(layout: Layout, manifest: Manifest, blob: Descriptor) -> bool:
     """Whether a blob may be elsewhere and is: there is no file of its name. One of the wrong size is damage."""
-    return not os.path.lexists(layout.blob_path(blob.digest)) and blob in manifest.lazy
+    needed = blob == manifest.config or blob.media_type in (EROFS, TABLES)
+    return not needed and not os.path.lexists(layout.blob_path(blob.digest))
 
 
 def _verify_pack(layout: Layout, blob: Descriptor) -> int:

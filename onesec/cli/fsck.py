@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
             print(f"repaired: {printable(line)}")
         for line in done.problems:
             print(f"problem: {printable(line)}")
-        elsewhere = f"; {done.remote} packs are only at registries" if done.remote else ""
+        elsewhere = f"; {done.remote} blobs are only at registries" if done.remote else ""
         print(
             f"{done.blobs} blobs, {done.bytes} bytes; {len(done.problems)} problems, {len(done.repaired)} repaired, "
             f"{done.unreferenced} blobs that gc would delete{elsewhere}"

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
         print(f"{done.name}: {done.blobs} blobs, {done.chunks} chunks, {done.bytes} bytes: as the digest says")
         if done.remote:
             size = sum(blob.size for blob in done.remote)
-            print(f"not checked: {len(done.remote)} packs, {size} bytes, that are only at {done.at}:")
+            print(f"not checked: {len(done.remote)} blobs, {size} bytes, that are only at {done.at}:")
             for blob in done.remote:
                 print(f"  {blob.digest}  {blob.size}")
         print(done.digest)

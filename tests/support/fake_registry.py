@@ -11,11 +11,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import socket
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -36,8 +37,8 @@ class Seen:
 
 @dataclass(slots=True)
 class Fault:
-    """What happens to the next request with this method whose path has part in it. act: gives the answer; returns True
-    if it gave none and the registry should go on.
+    """What happens to the next request with this method, or ANY, whose path has part in it. act: gives the answer;
+    returns True if it gave none and the registry should go on.
     """
 
     method: str
@@ -51,6 +52,10 @@ class Answer:
     def __init__(self, handler: _Handler, seen: Seen) -> None:
         self._handler = handler
         self.seen = seen
+
+    @property
+    def registry(self) -> FakeRegistry:
+        return self._handler.registry
 
     def send(self, status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> None:
         """Content-Length is that of the body unless headers say otherwise."""
@@ -100,6 +105,9 @@ class FakeRegistry:
     tokens: int = 0
     page: int = 1000
     mounts: bool = True
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # around looks at faults
+    _idle: threading.Condition = field(default_factory=threading.Condition)
+    _connections: int = 0  # guarded by _idle
     _server: ThreadingHTTPServer | None = None
     _thread: threading.Thread | None = None
 
@@ -124,6 +132,24 @@ class FakeRegistry:
         assert self._server is not None
         return f"127.0.0.1:{self._server.server_address[1]}"
 
+    def settle(self) -> None:
+        """Waits until nobody is connected: what a client that has gone had sent is answered."""
+        with self._idle:
+            assert self._idle.wait_for(lambda: self._connections == 0, 20)
+
+    def count(self, change: int) -> None:
+        with self._idle:
+            self._connections += change
+            self._idle.notify_all()
+
+    def take(self, methods: Sequence[str], path: str) -> Fault | None:
+        """The fault for a request; nobody else gets it."""
+        with self._lock:
+            for row, fault in enumerate(self.faults):
+                if fault.method in methods and fault.part in path:
+                    return self.faults.pop(row)
+        return None
+
     def put_blob(self, repository: str, data: bytes) -> str:
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         self.blobs[digest] = data
@@ -147,10 +173,13 @@ class _Handler(BaseHTTPRequestHandler):
         return
 
     def handle(self) -> None:
+        self.registry.count(1)
         try:
             super().handle()
         except (ConnectionError, TimeoutError):
             return  # the client went away; it says why
+        finally:
+            self.registry.count(-1)
 
     @property
     def registry(self) -> FakeRegistry:
@@ -161,22 +190,16 @@ class _Handler(BaseHTTPRequestHandler):
         registry = self.registry
         headers = {name.lower(): value for name, value in self.headers.items()}
         early = Answer(self, Seen(self.command, self.path, headers, b""))
-        for fault in registry.faults:
-            if fault.method == f"{self.command} early" and fault.part in self.path:  # before the body is read
-                registry.faults.remove(fault)
-                fault.act(early)
-                self.close_connection = True
-                return
+        if fault := registry.take((f"{self.command} early",), self.path):  # before the body is read
+            fault.act(early)
+            self.close_connection = True
+            return
         body = self.rfile.read(int(headers.get("content-length", 0)))
         seen = Seen(self.command, self.path, headers, body)
         registry.requests.append(seen)
         answer = Answer(self, seen)
-        for fault in registry.faults:
-            if fault.method == self.command and fault.part in self.path:
-                registry.faults.remove(fault)
-                if not fault.act(answer):
-                    return
-                break
+        if (fault := registry.take((self.command, "ANY"), self.path)) and not fault.act(answer):
+            return
         _respond(registry, answer)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _any
@@ -231,6 +254,10 @@ def _token(registry: FakeRegistry, answer: Answer, query: Mapping[str, str]) -> 
 
 def _manifest(registry: FakeRegistry, answer: Answer, repository: str, name: str) -> None:
     if answer.seen.method == "PUT":
+        document = json.loads(answer.seen.body)
+        named = {blob["digest"] for blob in (document["config"], *document["layers"])}
+        if not named <= registry.where.get(repository, set()):
+            return _error(answer, 400, "MANIFEST_BLOB_UNKNOWN", "blob unknown to registry")
         digest = registry.put_manifest(repository, name, answer.seen.body, answer.seen.headers["content-type"])
         return answer.send(201, {"Docker-Content-Digest": digest, "Location": f"/v2/{repository}/manifests/{digest}"})
     found = registry.manifests.get((repository, name))
@@ -268,7 +295,7 @@ def _upload(registry: FakeRegistry, answer: Answer, repository: str, name: str, 
         if registry.mounts and mounted in registry.where.get(query.get("from", ""), ()):
             registry.where.setdefault(repository, set()).add(mounted)
             return answer.send(201, {"Location": f"/v2/{repository}/blobs/{mounted}"})
-        name = f"{len(registry.uploads)}"
+        name = os.urandom(8).hex()
         registry.uploads[name] = bytearray()
         return answer.send(202, {"Location": f"/v2/{repository}/blobs/uploads/{name}?state=0"})
     if name not in registry.uploads:

@@ -20,7 +20,7 @@ from registry.image import open_image, require_packs
 from registry.layout import Layout, Resolved
 from registry.model import BOOTPACK, EROFS, LAYER, PACK, TABLES, Descriptor, Manifest, dump_json
 from registry.reference import Reference
-from registry.transfer import Pulled, Pushed, pull_image, push_image
+from registry.transfer import Amount, Pulled, Pushed, pull_image, push_image
 from registry.upkeep import check_layout, collect, verify_image
 from tests.support.fake_registry import Answer, FakeRegistry, Fault
 from tests.support.registry_world import World
@@ -83,10 +83,18 @@ def push(world: World, layout: Layout, name: str = "me/app:v1", told: Told | Non
 
 
 def pull(
-    world: World, layout: Layout, name: str = "me/app:v1", *, everything: bool = False, told: Told | None = None
+    world: World,
+    layout: Layout,
+    name: str = "me/app:v1",
+    *,
+    everything: bool = False,
+    start: bool = False,
+    told: Told | None = None,
 ) -> Pulled:
+    amount: Amount = "all" if everything else "start" if start else "index"
+
     async def work(repository: Repository) -> Pulled:
-        return await pull_image(layout, repository, told or Told(), name=APP, amount="all" if everything else "index")
+        return await pull_image(layout, repository, told or Told(), name=APP, amount=amount)
 
     with layout.writing():
         return world.call(work, name)
@@ -136,6 +144,7 @@ def test_a_push_that_fails_shows_nothing_and_goes_on_when_called_again(world: Wo
     with pytest.raises(RefusedError, match="507"):
         push(world, here)
     assert world.registry.manifests == {}
+    world.registry.settle()
     there_before = len(world.registry.blobs)
     assert there_before
     assert push(world, here).known == there_before
@@ -183,6 +192,19 @@ def test_a_pull_moves_the_index_alone_and_says_what_stays(world: World, here: La
     }
     found = there.resolve(APP)
     assert (found.domain, found.remote) == (f"{world.registry.host}/me", f"{world.registry.host}/me/app")
+
+
+def test_what_a_start_needs_is_less_and_nothing_stumbles_over_what_is_missing(
+    world: World, here: Layout, there: Layout
+) -> None:
+    push(world, here)
+    assert pull(world, there, start=True).remote == 2
+    assert {blob.media_type for blob in verify_image(there, APP, deep=True).remote} == {LAYER, PACK}
+    done = check_layout(there)
+    assert (done.problems, done.repaired, done.remote) == ((), (), 2)
+    assert collect(there).blobs == 0
+    assert pull(world, there, everything=True).fetched == 2
+    assert verify_image(there, APP, deep=True).remote == ()
 
 
 def test_pulling_everything_later_fetches_only_the_rest(world: World, here: Layout, there: Layout) -> None:
