@@ -113,7 +113,8 @@ def _certificates(directory: Path) -> Path:
     subject = "subjectAltName=DNS:localhost,IP:127.0.0.1"
     ca, key, pem = f"{directory}/ca.pem", f"{directory}/ca.key", f"{directory}/server.pem"
     curve = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    _openssl("req", *curve, "-keyout", key, "-out", ca, "-subj", "/CN=onesec test CA")
+    usage = "keyUsage=critical,keyCertSign,cRLSign"  # Python 3.13 is strict about it
+    _openssl("req", *curve, "-keyout", key, "-out", ca, "-subj", "/CN=onesec test CA", "-addext", usage)
     _openssl(
         *("req", *curve, "-keyout", f"{directory}/server.key", "-out", pem, "-subj", "/CN=localhost"),
         *("-addext", subject, "-addext", "basicConstraints=critical,CA:FALSE", "-CA", ca, "-CAkey", key),
