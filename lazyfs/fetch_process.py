@@ -432,13 +432,13 @@ def _registry_credentials(words: Mapping[str, Any]) -> list[_Credentials]:
     for one in trio.run(main):
         netloc = origin_of(one.url.replace("{digest}", "0"), "registry").netloc
         settings = hosts.get(netloc)
-        authorities = _bundle(settings.ca) if settings is not None and settings.ca is not None else None
+        authorities = bundle(settings.ca) if settings is not None and settings.ca is not None else None
         headers = [f"{name}: {value}" for name, value in one.headers.items()]
         found.append(_Credentials(one.url, headers, one.expires_at, one.renew_at, authorities))
     return found
 
 
-def _bundle(path: str) -> str:
+def bundle(path: str) -> str:
     """The system's certificates and these."""
     import ssl
 

@@ -57,13 +57,13 @@ from cache.stores import Place, prepare
 from cext.errors import OnesecError, UnsupportedError
 from cext.record import Record
 from lazyfs import background
+from lazyfs.mount import READ_AHEAD_KB, set_read_ahead
 from lazyfs.objects import ServerSettings
 
 NAME = "onesec-objects"
 NOBODY = 65534
 MESSAGE_MAX = 64 << 10
 DESCRIPTORS_MAX = 240  # of one message; the kernel takes 253
-READ_AHEAD_KB = 4096
 FIRST_CLIENT_S = 5
 LINGER_MAX_S = 86400.0
 PINS_MAX = 16384  # objects of one boot pack
@@ -103,7 +103,7 @@ def make_object_mount(threads: int, *, profile: bool = False) -> ObjectMount:
             fcntl.ioctl(clone, _CLONE, struct.pack("=I", fds[0]))
             clones.append(clone)
         if not profile:
-            _set_read_ahead(tree)
+            set_read_ahead(tree, READ_AHEAD_KB)
         return ObjectMount(tree, (fds[0], *clones))
     except BaseException:
         for fd in fds:
@@ -149,13 +149,6 @@ def mount_fuse(fuse: int) -> int:
         raise UnsupportedError(f"object mount: {os.strerror(error.errno or 0).lower()}") from error
     finally:
         os.close(context)
-
-
-def _set_read_ahead(tree: int) -> None:
-    """Before INIT is answered, which may only lower it. Without sysfs the kernel's 128 KiB stay: slower, not wrong."""
-    major, minor = cext.device_of(tree)
-    with suppress(OSError), open(f"/sys/class/bdi/{major}:{minor}/read_ahead_kb", "w") as file:
-        file.write(str(READ_AHEAD_KB))
 
 
 # ---------------------------------------------------------------------- start

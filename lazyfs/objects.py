@@ -81,7 +81,7 @@ class ServerSettings(Record):
 
 
 class Push(Record):
-    """How to push a boot pack. connection: the FUSE mount's. pinned: an earlier start did it. busy: another is at it."""
+    """How to push a boot pack. connection: the mount's. pinned: an earlier start did it. busy: another is at it."""
 
     connection: int
     pinned: bool

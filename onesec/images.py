@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cache.settings import StoreSettings
 from cext.record import Record
-from lazyfs.mount import Lowers
+from lazyfs.mount import FAR_READ_AHEAD_KB, READ_AHEAD_KB, Lowers, set_read_ahead
 from lazyfs.objects import Attachment, attach, sources
 from lazyfs.prefill import BootPackFile, Prefill, start
 from onesec.config import Config
@@ -32,6 +32,7 @@ class ServedImage(Record):
     image: OpenedImage
     attachment: Attachment
     config: Config
+    places: tuple[Source, ...] = ()
 
     @property
     def objects(self) -> int:
@@ -45,6 +46,8 @@ class ServedImage(Record):
 
     def locate(self) -> Sequence[Source]:
         """Where the image's blobs can be read from. May be called by a child, and takes its time."""
+        if self.places:
+            return self.places
         domain = self.image.domain
         return sources(self.attachment.origin, domain, run_dir=self.config.run_dir, root=self.config.root)
 
@@ -97,28 +100,32 @@ def prefilled(served: ServedImage) -> Iterator[Prefill | None]:
 
 
 def opened_image(reference: str, config: Config, *, whole: bool = False) -> OpenedImage:
-    """Opens and verifies an image; one of a registry that this host has never seen is looked up there first.
+    """found_image without its places. whole: RemoteBlobsError if one of its packs is not here."""
+    image, _ = found_image(reference, config)
+    try:
+        if whole:
+            require_packs(Layout.open(config.root), image)
+    except BaseException:
+        image.close()
+        raise
+    return image
 
-    whole: RemoteBlobsError if one of its packs is not here. The caller closes it.
+
+def found_image(reference: str, config: Config) -> tuple[OpenedImage, tuple[Source, ...]]:
+    """Opens and verifies an image; one of a registry that this host has never seen is looked up there first, and then
+    it is known where the rest of it is. The caller closes it.
     """
     layout = Layout.open(config.root)
     name = Reference.parse(reference)
     try:
-        image = open_image(layout, name)
+        return open_image(layout, name), ()
     except MissingImageError:
         if name.host is None:
             raise
         from onesec.remote import pull_for_start  # trio and httpx, which an image that is known need not wait for
 
-        pull_for_start(name, config)
-        image = open_image(layout, name)
-    try:
-        if whole:
-            require_packs(layout, image)
-    except BaseException:
-        image.close()
-        raise
-    return image
+        places = pull_for_start(name, config)
+        return open_image(layout, name), places
 
 
 def origin_of(image: OpenedImage, config: Config) -> Origin | None:
@@ -150,8 +157,8 @@ def served_image(reference: str, config: Config) -> Iterator[ServedImage]:
 
 
 @contextmanager
-def serve(image: OpenedImage, config: Config) -> Iterator[ServedImage]:
-    """Attaches an image that is open."""
+def serve(image: OpenedImage, config: Config, places: Sequence[Source] = ()) -> Iterator[ServedImage]:
+    """Attaches an image that is open. places: where its blobs are, as far as the caller knows."""
     with attach(
         image,
         run_dir=config.run_dir,
@@ -162,4 +169,5 @@ def serve(image: OpenedImage, config: Config) -> Iterator[ServedImage]:
         store=StoreSettings(f"{config.root}/cache/store", config.store.quota, config.store.floor),
         origin=origin_of(image, config),
     ) as attachment:
-        yield ServedImage(image, attachment, config)
+        set_read_ahead(attachment.objects, FAR_READ_AHEAD_KB if attachment.origin else READ_AHEAD_KB)
+        yield ServedImage(image, attachment, config, tuple(places))

@@ -5,18 +5,22 @@ Only commands that talk to a registry import this, and only once they do: trio a
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
 import trio
 
+from lazyfs.fetch_process import bundle
+from lazyfs.remote import Source
 from onesec.config import Config
 from registry import credentials
-from registry.client import Client
+from registry.client import Client, Location
 from registry.layout import Layout
-from registry.origin import HostSettings
+from registry.origin import HostSettings, origin_of
 from registry.reference import Reference
 from registry.session import Surroundings
 from registry.transfer import first_error, pull_image
@@ -54,16 +58,33 @@ class _Silent:
     def advance(self, size: int = 0) -> None: ...
 
 
-def pull_for_start(reference: Reference, config: Config) -> None:
-    """Fetches what a start needs of an image that this host has never seen, and gives it its own name here."""
+def pull_for_start(reference: Reference, config: Config) -> tuple[Source, ...]:
+    """Fetches what a start needs of an image that this host has never seen, and gives it its own name here.
+
+    Where the registry has the rest, for requests of this process's children; nothing for an image without a boot pack.
+    """
     layout = Layout.open(config.root)
     name = reference.name
     if reference.tag is None and reference.digest is not None:  # it must not become what `latest` means
         name = f"{reference.repository}:{str(reference.digest).replace(':', '-')}"
+
+    async def work(client: Client) -> list[Location]:
+        repository = client.repository(reference)
+        pulled = await pull_image(layout, repository, _Silent(), name=Reference.parse(name), amount="start")
+        boot = pulled.manifest.boot_pack
+        return [] if boot is None else await repository.blob_sources(boot)
+
     with layout.writing():
-        with_client(
-            config,
-            lambda client: pull_image(
-                layout, client.repository(reference), _Silent(), name=Reference.parse(name), amount="start"
-            ),
-        )
+        locations = with_client(config, work)
+    known = hosts(config)
+    return tuple(_source(one, known) for one in locations)
+
+
+def _source(location: Location, known: Mapping[str, HostSettings]) -> Source:
+    settings = known.get(origin_of(location.url.replace("{digest}", "0"), "registry").netloc)
+    return Source(
+        location.url,
+        tuple(f"{name}: {value}" for name, value in location.headers.items()),
+        0 if location.expires_at == math.inf else max(0.001, location.expires_at - time.monotonic()),
+        bundle(settings.ca) if settings is not None and settings.ca is not None else None,
+    )

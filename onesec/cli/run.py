@@ -41,14 +41,15 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     options = parse_options(arguments, dict(os.environ), terminal=os.isatty(0) and os.isatty(1))
     from lazyfs import container
     from lazyfs.probe import probe
-    from onesec.images import opened_image, prefilled, serve
+    from onesec.images import found_image, prefilled, serve
 
     story = _story(arguments.timeline)
     probe().require()
-    with opened_image(arguments.reference, config) as image:
+    image, places = found_image(arguments.reference, config)
+    with image:
         story.mark("index")
         try:
-            with serve(image, config) as served, prefilled(served) as prefill:
+            with serve(image, config, places) as served, prefilled(served) as prefill:
                 story.attached(served)
                 status = container.run(
                     served.lowers,
