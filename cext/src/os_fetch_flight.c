@@ -104,6 +104,39 @@ static size_t on_body(char *data, size_t one, size_t size, void *context) {
 
 /* ---------------------------------------------------------------------- out */
 
+#define SET(option, value) bad = bad == CURLE_OK ? curl_easy_setopt(easy, option, value) : bad
+
+/* What is the same for all requests, once: a handle that was used before refuses another buffer size. */
+static bool set_up(os_fetch_flight *flight) {
+    os_fetch *fetch = flight->fetch;
+    CURL *easy = flight->easy;
+    CURLcode bad = CURLE_OK;
+    SET(CURLOPT_PROTOCOLS_STR, "http,https");
+    SET(CURLOPT_FOLLOWLOCATION, 0L);
+    SET(CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
+    SET(CURLOPT_NETRC, (long)CURL_NETRC_IGNORED);
+    SET(CURLOPT_PROXY, ""); /* none from the environment */
+    SET(CURLOPT_NOSIGNAL, 1L);
+    SET(CURLOPT_USERAGENT, "onesec");
+    SET(CURLOPT_HTTP_CONTENT_DECODING, 0L);
+    SET(CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_2TLS);
+    SET(CURLOPT_BUFFERSIZE, 256L << 10);
+    SET(CURLOPT_TCP_KEEPALIVE, 1L);
+    SET(CURLOPT_CONNECTTIMEOUT_MS, (long)fetch->options.connect_timeout_ms);
+    SET(CURLOPT_OPENSOCKETFUNCTION, open_socket);
+    SET(CURLOPT_OPENSOCKETDATA, (void *)fetch->env);
+    SET(CURLOPT_CLOSESOCKETFUNCTION, close_socket);
+    SET(CURLOPT_CLOSESOCKETDATA, (void *)fetch->env);
+    SET(CURLOPT_HEADERFUNCTION, on_header);
+    SET(CURLOPT_HEADERDATA, flight);
+    SET(CURLOPT_WRITEFUNCTION, on_body);
+    SET(CURLOPT_WRITEDATA, flight);
+    SET(CURLOPT_PRIVATE, flight);
+    if (fetch->authorities != NULL)
+        SET(CURLOPT_CAINFO, fetch->authorities);
+    return bad == CURLE_OK;
+}
+
 os_fetch_flight *os_fetch_flight_get(os_fetch *fetch) {
     const os_env *env = fetch->env;
     os_fetch_flight *flight = fetch->idle;
@@ -117,7 +150,8 @@ os_fetch_flight *os_fetch_flight_get(os_fetch *fetch) {
         memset(flight, 0, sizeof *flight);
         flight->fetch = fetch;
         flight->easy = curl_easy_init();
-        if (flight->easy == NULL) {
+        if (flight->easy == NULL || !set_up(flight)) {
+            curl_easy_cleanup(flight->easy);
             env->release(env->context, flight);
             return NULL;
         }
@@ -196,45 +230,19 @@ bool os_fetch_take_off(os_fetch_flight *flight) {
     flight->fault = OS_FETCH_FINE;
     flight->location[0] = '\0';
     flight->moved = fetch->env->monotonic_ns(fetch->env->context);
-    curl_easy_reset(easy);
     CURLcode bad = CURLE_OK;
-#define SET(option, value) bad = bad == CURLE_OK ? curl_easy_setopt(easy, option, value) : bad
     SET(CURLOPT_URL, flight->url);
-    SET(CURLOPT_PROTOCOLS_STR, "http,https");
-    SET(CURLOPT_FOLLOWLOCATION, 0L);
-    SET(CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
-    SET(CURLOPT_NETRC, (long)CURL_NETRC_IGNORED);
-    SET(CURLOPT_PROXY, ""); /* none from the environment */
-    SET(CURLOPT_NOSIGNAL, 1L);
-    SET(CURLOPT_USERAGENT, "onesec");
     SET(CURLOPT_HTTPHEADER, flight->headers);
     SET(CURLOPT_RANGE, range);
-    SET(CURLOPT_HTTP_CONTENT_DECODING, 0L);
-    SET(CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_2TLS);
     /* To share a connection, where its TLS handshake says whether it can be; plain HTTP would say so in its first
      * answer, which may be long in coming. */
     SET(CURLOPT_PIPEWAIT, strncasecmp(flight->url, "https:", 6) == 0 ? 1L : 0L);
-    SET(CURLOPT_BUFFERSIZE, 256L << 10);
-    SET(CURLOPT_TCP_KEEPALIVE, 1L);
-    SET(CURLOPT_CONNECTTIMEOUT_MS, (long)fetch->options.connect_timeout_ms);
     /* A second try is not to sit behind what the first one sits behind. */
     SET(CURLOPT_FRESH_CONNECT, flight->hedge || job->tries > 1 ? 1L : 0L);
-    SET(CURLOPT_OPENSOCKETFUNCTION, open_socket);
-    SET(CURLOPT_OPENSOCKETDATA, (void *)fetch->env);
-    SET(CURLOPT_CLOSESOCKETFUNCTION, close_socket);
-    SET(CURLOPT_CLOSESOCKETDATA, (void *)fetch->env);
-    SET(CURLOPT_HEADERFUNCTION, on_header);
-    SET(CURLOPT_HEADERDATA, flight);
-    SET(CURLOPT_WRITEFUNCTION, on_body);
-    SET(CURLOPT_WRITEDATA, flight);
-    SET(CURLOPT_PRIVATE, flight);
-    if (source != NULL && source->authorities != NULL) {
-        struct curl_blob pem = {source->authorities, strlen(source->authorities), CURL_BLOB_COPY};
-        SET(CURLOPT_CAINFO_BLOB, &pem);
-    } else if (fetch->authorities != NULL) {
-        SET(CURLOPT_CAINFO, fetch->authorities);
-    }
-#undef SET
+    struct curl_blob pem = {NULL, 0, CURL_BLOB_COPY};
+    if (source != NULL && source->authorities != NULL)
+        pem = (struct curl_blob){source->authorities, strlen(source->authorities), CURL_BLOB_COPY};
+    SET(CURLOPT_CAINFO_BLOB, pem.len > 0 ? &pem : NULL);
     return whole && bad == CURLE_OK && curl_multi_add_handle(fetch->multi, easy) == CURLM_OK;
 }
 

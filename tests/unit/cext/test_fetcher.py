@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import socket
 import ssl
 import subprocess
 import threading
@@ -528,6 +530,62 @@ def test_https_does_not_become_http(certificate: Path, origin: Origin) -> None:
             read(fetcher, safe, timeout=0.3)
         assert safe.met("down") >= 1
     assert origin.count() == 0
+
+
+NGINX = """
+daemon off; worker_processes 1; user root; pid {here}/pid; error_log {here}/error;
+events {{ worker_connections 64; }}
+http {{
+    log_format short "$server_protocol $status"; access_log {here}/log short;
+    server {{
+        listen 127.0.0.1:{port} ssl http2;
+        ssl_certificate {certificate}; ssl_certificate_key {key};
+        root {here};
+    }}
+}}
+"""
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def nginx(here: Path, certificate: Path) -> Iterator[int]:
+    """The port of one that serves the directory by HTTP/2."""
+    if shutil.which("nginx") is None:
+        if os.environ.get("CI") or os.environ.get("ONESEC_REQUIRE_ALL"):
+            pytest.fail("this machine lacks nginx")
+        pytest.skip("this machine lacks nginx")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    key = certificate.with_name("key.pem")
+    (here / "conf").write_text(NGINX.format(here=here, port=port, certificate=certificate, key=key))
+    server = subprocess.Popen(
+        ["nginx", "-p", here, "-c", here / "conf", "-e", here / "error"], stderr=subprocess.DEVNULL
+    )
+    try:
+        eventually(lambda: answers(port))
+        yield port
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def test_http_2_has_many_requests_on_one_connection(certificate: Path, tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(DATA)
+    with nginx(tmp_path, certificate) as port, Fetcher(authorities=str(certificate)) as fetcher:
+        fetcher.set_source(1, f"https://127.0.0.1:{port}/blob")
+        fetcher.set_origin(1, [1])
+        with ThreadPoolExecutor(16) as pool:  # again and again: handles are used more than once
+            places = [at * 10007 % (SIZE - 90000) for at in range(200)]
+            found = pool.map(lambda at: fetcher.read(1, bytes(32), SIZE, at, 90000)[0], places)
+            assert all(data == DATA[at : at + 90000] for at, data in zip(places, found, strict=True))
+        statistics = fetcher.statistics()
+    assert statistics["connections"] == 1 + statistics["hedges"]
+    assert statistics["retries"] == 0
+    assert set((tmp_path / "log").read_text().splitlines()) == {"HTTP/2.0 206"}
 
 
 def test_no_proxy_is_taken_from_the_environment(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
