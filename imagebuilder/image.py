@@ -154,6 +154,9 @@ class Image:
     ) -> Image:
         """Python packages, from wheels only: nothing of theirs is executed. pip's settings on the host count.
 
+        What names no version is solved once and then remembered, until what is written here changes or a build is
+        called with `--no-cache` (ADR 9).
+
         index_url, extra_index_url, find_links: as pip's options; they take the place of its settings.
         """
         where = _call_site()

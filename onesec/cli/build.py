@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE[:NAME]", help="a Python file and the name of the Image in it")
     parser.add_argument("-t", "--tag", metavar="REF", help="the name to give it; default: from the file's name")
     parser.add_argument("--plan", action="store_true", help="print the steps and what is cached; run nothing")
-    parser.add_argument("--no-cache", action="store_true", help="make every step again")
+    parser.add_argument("--no-cache", action="store_true", help="make every step again, and solve requirements anew")
     parser.add_argument("--push", action="store_true", help="send it to the registry that the tag names")
     parser.add_argument("--secret", metavar="id=I,src=P", action="append", default=[], help="a file for run(secrets=…)")
 
