@@ -1,0 +1,153 @@
+"""The whole start: profiled here, pushed, and run by its name at the registry on a host that has never seen it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from registry.model import BOOTPACK, PACK
+from tests.interop.test_run_from_registry import eventually, make_host
+from tests.support.command import Onesec
+from tests.support.docker_registry import Server, docker_registry
+from tests.support.shell import shell_image
+
+BIG = os.urandom((2 << 20) + 7)
+SCRIPT = b"cat /srv/small; grep -m1 -a -c . /srv/big > /dev/null\n"
+COMMAND = ("/bin/sh", "/srv/start")
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The image `name` of the registry, and the maker's host."""
+
+    maker: Onesec
+    server: Server
+    name: str
+    digest: str
+
+
+def ran(host: Onesec, *words: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        host.words(*words),
+        env=host.surroundings,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with docker_registry(tmp_path_factory.mktemp("registry") / "data", tls=True, login=True) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def made(real_machine: None, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    directory = tmp_path_factory.mktemp("maker")
+    maker = make_host(directory / "host", server, auth=server.auth())
+    image = shell_image(directory, files={"srv/big": BIG, "srv/small": b"hello\n", "srv/start": SCRIPT})
+    assert maker("import", image, "-t", "app").status == 0
+    done = ran(maker, "profile", "app", *COMMAND)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"hello\n")
+    digest = done.stdout.decode().splitlines()[-1]
+    name = f"{server.host}/me/start:1"
+    said = maker("push", "app", name)
+    assert said.status == 0, said.err
+    return Made(maker, server, name, digest)
+
+
+@pytest.fixture
+def far(made: Made, tmp_path: Path) -> Iterator[Onesec]:
+    """A host that knows a login and no image."""
+    host = make_host(tmp_path / "far", made.server, auth=made.server.auth())
+    yield host
+    eventually(lambda: not list(host.run_dir.glob("domains/*/socket")))
+
+
+def blobs(host: Onesec, name: str) -> dict[str, list[Path]]:
+    """Of an image, by media type: those that are here."""
+    found: dict[str, list[Path]] = {}
+    for layer in json.loads(host("inspect", name, "--json").out)["manifest"]["layers"]:
+        path = host.root / "images/blobs/sha256" / layer["digest"].removeprefix("sha256:")
+        found.setdefault(layer["mediaType"], []).extend([path] if path.exists() else [])
+    return found
+
+
+def test_profile_names_a_new_manifest_and_keeps_the_image(made: Made) -> None:
+    document = json.loads(made.maker("inspect", "app", "--json").out)
+    assert document["digest"] == made.digest
+    assert [layer["mediaType"] for layer in document["manifest"]["layers"]].count(BOOTPACK) == 1
+    assert made.maker("verify", "app", "--deep").status == 0
+    assert made.maker("fsck").status == 0
+
+
+def test_an_unknown_image_of_a_registry_runs_and_brings_its_boot_pack(made: Made, far: Onesec) -> None:
+    done = ran(far, "run", "--timeline", "-", made.name, *COMMAND)
+    assert (done.returncode, done.stdout) == (0, b"hello\n"), done.stderr
+    assert re.search(rb"boot pack: .* (\d+) of \1 frames", done.stderr), done.stderr
+    here = blobs(far, made.name)
+    assert len(here[BOOTPACK]) == 1
+    assert here[PACK] == []
+    assert json.loads(far("inspect", made.name, "--json").out)["digest"] == made.digest
+    assert far("verify", made.name).status == 0
+    again = ran(far, "run", made.name, "/bin/cat", "/srv/big")
+    assert again.stdout == BIG
+
+
+def test_a_timeline_says_where_the_bytes_of_a_local_start_came_from(made: Made, tmp_path: Path) -> None:
+    page = tmp_path / "timeline.html"
+    done = ran(made.maker, "run", "--timeline", str(page), "app", *COMMAND)
+    assert (done.returncode, done.stdout) == (0, b"hello\n"), done.stderr
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert "boot pack" in text
+
+
+def test_a_broken_boot_pack_costs_a_line_in_the_timeline_and_nothing_else(made: Made, far: Onesec) -> None:
+    assert far("pull", made.name).status == 0
+    (pack,) = blobs(far, made.name)[BOOTPACK]
+    data = bytearray(pack.read_bytes())
+    data[-3] ^= 1
+    pack.write_bytes(data)
+    done = ran(far, "run", "--timeline", "-", made.name, *COMMAND)
+    assert (done.returncode, done.stdout) == (0, b"hello\n"), done.stderr
+    assert b"another hash" in done.stderr
+    assert far("verify", made.name).status == 1
+
+
+def test_a_second_way_to_start_is_merged(made: Made, tmp_path: Path) -> None:
+    def pages(*options: str) -> int:
+        done = ran(made.maker, "profile", "--json", *options, "app", "/bin/cat", "/srv/big")
+        assert done.returncode == 0, done.stderr
+        return int(json.loads(done.stdout[len(BIG) :])["pages"])
+
+    assert made.maker("import", shell_image(tmp_path, files={"srv/big": BIG}), "-t", "other").status == 0
+    both, alone = pages("--merge"), pages()
+    assert both > alone > 512
+
+
+def test_a_start_that_fails_leaves_the_image_as_it_was(made: Made) -> None:
+    before = made.maker("images", "--json").out
+    done = ran(made.maker, "profile", "app", "/bin/sh", "-c", "exit 3")
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith("onesec: profile: the command ended with 3")
+    assert made.maker("images", "--json").out == before
+
+
+@pytest.mark.parametrize("name", ["me/none:1", "me/start:2", "other/start@sha256:" + "0" * 64])
+def test_what_the_registry_does_not_have_is_one_line(made: Made, far: Onesec, name: str) -> None:
+    done = ran(far, "run", f"{made.server.host}/{name}", "/bin/true")
+    assert done.returncode == 125
+    first = done.stderr.decode().splitlines()[0]
+    assert first == f"onesec: {made.server.host}: has no image {name}"
+    assert far("images", "--json").out.strip() == "[]"
