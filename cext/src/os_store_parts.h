@@ -98,6 +98,7 @@ struct os_store {
     uint32_t next_number;
     uint64_t allowance; /* bytes that may be appended before the room is looked at again */
     bool directory_dirty;
+    bool stale; /* the map may have rows of segments that are gone */
 
     pthread_mutex_t scratch_lock; /* a leaf */
     scratch *idle;                /* owned; guarded by scratch_lock */

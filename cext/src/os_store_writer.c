@@ -184,7 +184,7 @@ static int commit_changes(void *context, MDB_txn *transaction) {
     const batch *all = context;
     os_store *store = all->store;
     int code = 0;
-    bool any_going = false;
+    bool any_going = store->stale;
     for (size_t at = 0; code == 0 && at < store->segment_count; at++) {
         segment *it = store->segments[at];
         uint64_t used = atomic_load(&it->used);
@@ -210,6 +210,7 @@ static void committed(os_store *store) {
     for (size_t at = 0; at < store->segment_count; at++)
         if (!store->segments[at]->going)
             store->segments[at]->bytes = store->segments[at]->written;
+    store->stale = false;
     pthread_rwlock_unlock(&store->segments_lock);
     os_store_remove_segments(store, is_going);
 }
@@ -230,8 +231,12 @@ static void not_committed(os_store *store, const os_failure *failure) {
         if (!never_committed(store->segments[at]))
             store->segments[at]->written = store->segments[at]->bytes;
     os_store_remove_segments(store, never_committed);
-    if (failure->code == OS_LIMIT || failure->code == OS_MEMORY ||
-        (failure->code == OS_SYSTEM && failure->error == ENOSPC))
+    bool full = failure->code == OS_SYSTEM && (failure->error == ENOSPC || failure->error == EDQUOT);
+    if (full) { /* the disk is so full that its map has no room to say what goes: then it goes first */
+        os_store_remove_segments(store, is_going);
+        store->stale = true;
+    }
+    if (full || failure->code == OS_LIMIT || failure->code == OS_MEMORY)
         return; /* nothing was written that counts */
     give_up_map(store);
 }

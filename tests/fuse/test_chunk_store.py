@@ -292,6 +292,44 @@ def test_a_full_disk_is_one_line_and_readers_do_not_notice(host: Host, made: Obj
     assert not list(host.store().glob("seg-*"))
 
 
+@contextmanager
+def small_disk(path: Path, size: int) -> Iterator[Path]:
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(path)], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_disk_that_is_really_full_loses_new_chunks_and_takes_them_when_there_is_space(tmp_path: Path) -> None:
+    chunks = {cext.blake3(data): data for data in (random.Random(n).randbytes(50_000) for n in range(100))}
+    with small_disk(tmp_path / "disk", 3 << 20) as disk:
+        with cext.Store(disk, segment_size=400_000) as store:
+            ids = list(chunks)
+            for id in ids[:30]:
+                store.put(id, chunks[id], compress=False)
+                store.flush()
+            for id in ids[30:]:
+                store.put(id, chunks[id], compress=False)
+            with pytest.raises(OSError, match="No space left"):
+                store.flush()
+            there = [id for id in ids if store.get(id) == chunks[id]]
+            assert there[:30] == ids[:30]
+            assert store.statistics().lost == len(chunks) - len(there) > 0
+            (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * 4096))  # not a page is left
+            for number in [one.number for one in store.segments()][:2]:
+                store.drop(number)
+            for id in ids[:5]:
+                store.put(id, chunks[id], compress=False)
+            store.flush()
+            assert all(store.get(id) == chunks[id] for id in ids[:5])
+        with cext.Store(disk) as store:
+            assert all(store.get(id) == chunks[id] for id in ids[:5])
+            report = store.check()
+            assert (report.damaged, report.damaged_rows) == (0, 0)
+
+
 def test_no_quota_is_no_store(host: Host, made: ObjectSet) -> None:
     with host.attached(made, quota=0) as attachment:
         assert read(attachment, made, "big") == BIG
