@@ -21,6 +21,7 @@ from registry.client import Repository
 from registry.errors import (
     BadAnswerError,
     BadBlobError,
+    DeniedError,
     MissingBlobError,
     NotThereError,
     RefusedError,
@@ -75,7 +76,9 @@ class Uploader:
         self._session = repository.session
         self._layout = layout
         self._mounts = tuple(mounts)
-        self._scope = Scope(repository.path, push=True, mounts=self._mounts)
+        self._scope = Scope(repository.path, push=True)
+        # Of its own: a login that may not read the other repository may still write to this one.
+        self._mount_scope = Scope(repository.path, push=True, mounts=self._mounts)
 
     async def send_blob(self, blob: Descriptor, progress: Callable[[int], None], *, mounts: Sequence[str] = ()) -> bool:
         """Gives the registry a blob that it lacks; whether its bytes had to be sent. Raises MissingBlobError if they
@@ -86,7 +89,12 @@ class Uploader:
         for path in (path for path in mounts if path in self._mounts):
             if upload is not None:
                 await self._abandon(upload)
-            if (upload := await self._start(blob, mount=path)) is None:
+            try:
+                upload = await self._start(blob, mount=path)
+            except (DeniedError, NotThereError, RefusedError):
+                upload = None  # so it has to be sent
+                continue
+            if upload is None:
                 progress(blob.size)
                 return False
         try:
@@ -154,9 +162,8 @@ class Uploader:
         """A new upload. None: the blob was mounted from the other repository."""
         query = f"?{urlencode({'mount': str(blob.digest), 'from': mount})}" if mount else ""
         url = f"{self._repository.path}/blobs/uploads/{query}"
-        async with self._session.request(
-            "POST", url, self._scope, body=b"", expect=(201, 202) if mount else (202,)
-        ) as answer:
+        scope, expect = (self._mount_scope, (201, 202)) if mount else (self._scope, (202,))
+        async with self._session.request("POST", url, scope, body=b"", expect=expect) as answer:
             if answer.response.status == 201:
                 return None
             least = answer.response.header("oci-chunk-min-length") or ""

@@ -213,6 +213,22 @@ def test_a_mount_that_the_registry_declines_becomes_an_upload(world: World, layo
     assert [one.method for one in world.registry.requests] == ["POST", "PUT"]
 
 
+def test_a_login_that_may_not_read_the_other_repository_sends_the_blob(world: World, layout: Layout) -> None:
+    world.registry.users = {"me": "secret"}
+    world.login = Credential("me", "secret")
+    world.registry.put_blob("you/base", DATA)
+    blob = layout.put(DATA, PACK)
+    world.registry.faults.append(Fault("GET", "you%2Fbase", lambda answer: answer.send(403)))
+
+    async def work(repository: Repository) -> bool:
+        await repository.has_blob(blob)  # as a push does first: the scheme is known
+        return await Uploader(repository, layout, ["you/base"]).send_blob(blob, lambda size: None, mounts=["you/base"])
+
+    assert world.call(work, push=True)
+    assert world.registry.faults == []
+    assert arrived(world, blob)
+
+
 def test_what_is_neither_here_nor_mountable_is_missing(world: World, layout: Layout) -> None:
     blob = Descriptor(PACK, Digest.of(DATA), len(DATA))
     with pytest.raises(MissingBlobError):
