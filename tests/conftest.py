@@ -10,8 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.trees import build_tool
+
+settings.register_profile("onesec", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("onesec")
+"""No test depends on how busy the machine is; a failure says how to have it again."""
 
 REQUIRED_BY_REAL = ("crun", "mkfs.erofs", "cc")
 
