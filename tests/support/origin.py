@@ -1,10 +1,12 @@
 """An HTTP server of blobs that fails as it is told: one thread for each connection, a script of faults, a record of
-what was asked. Blobs are under /blobs/<hex>; /signed/<hex>?until=N is where redirects lead.
+what was asked. Blobs are under /blobs/<hex> and, as at a registry, /v2/<repository>/blobs/sha256:<hex>;
+/signed/<hex>?until=N is where redirects lead; /token hands out tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import socket
 import ssl
 import struct
@@ -80,6 +82,7 @@ class Origin:
     scheme: str
     blobs: dict[str, bytes] = field(default_factory=dict)
     token: str | None = None
+    lifetime: float | None = None  # of the tokens that it hands out; then it wants one of them
     asked: list[Asked] = field(default_factory=list)
     most_at_once: int = 0
     connections: int = 0
@@ -90,6 +93,7 @@ class Origin:
     _threads: list[threading.Thread] = field(default_factory=list)
     _gone: bool = False
     _closed: bool = False
+    _tokens: dict[str, float] = field(default_factory=dict)  # until when they are good
 
     @property
     def url(self) -> str:
@@ -155,7 +159,7 @@ class Origin:
             name, _, value = line.decode().partition(":")
             headers[name.strip().lower()] = value.strip()
         path = words[1].decode()
-        data = self.blobs.get(path.partition("?")[0].rpartition("/")[2], b"")
+        data = self.blobs.get(path.partition("?")[0].rpartition("/")[2].removeprefix("sha256:"), b"")
         first, last = 0, len(data) - 1
         if headers.get("range", "").startswith("bytes="):
             first, last = (int(number) for number in headers["range"][6:].split("-"))
@@ -181,7 +185,42 @@ class Origin:
                     return rule
         return None
 
+    def revoke(self) -> None:
+        """Every token that was handed out."""
+        with self._lock:
+            self._tokens.clear()
+
+    def refused(self) -> int:
+        """Requests that came with a token that was not good."""
+        with self._lock:
+            return sum(asked.fault == "refused" for asked in self.asked)
+
+    def _hand_out(self, exchange: Exchange) -> None:
+        assert self.lifetime is not None
+        with self._lock:
+            token = f"token-{len(self._tokens)}-{time.monotonic()}"
+            self._tokens[token] = time.monotonic() + self.lifetime
+        exchange.answer(200, json.dumps({"token": token, "expires_in": self.lifetime}).encode())
+
+    def _refuse(self, exchange: Exchange) -> None:
+        if "authorization" in exchange.headers:
+            with self._lock:
+                self.asked.append(Asked(exchange.path, exchange.headers, "refused"))
+        realm = f'Bearer realm="{self.scheme}://127.0.0.1:{self.port}/token",service="test"'
+        exchange.answer(401, b"", f"WWW-Authenticate: {realm}")
+
+    def _is_good(self, exchange: Exchange) -> bool:
+        token = exchange.headers.get("authorization", "").removeprefix("Bearer ")
+        with self._lock:
+            return self._tokens.get(token, 0) > time.monotonic()
+
     def _answer(self, exchange: Exchange) -> None:
+        if self.lifetime is not None and exchange.path.startswith("/token"):
+            self._hand_out(exchange)
+            return
+        if self.lifetime is not None and not self._is_good(exchange):
+            self._refuse(exchange)
+            return
         if exchange.path.startswith("/signed/"):
             if float(exchange.path.partition("until=")[2]) < time.monotonic():
                 exchange.answer(403, b"expired")
