@@ -42,7 +42,7 @@ DROPPED = (
     "user.",
     "nonsense",
 )
-KEPT = ("user.plain", "user.overlayed", "security.capability")
+KEPT = ("user.plain", "user.overlays", "security.capability")
 
 
 @pytest.mark.parametrize("spelling", ["SCHILY.xattr.{}", "LIBARCHIVE.xattr.{}"])
