@@ -224,11 +224,11 @@ os_code os_tables_find(const os_tables *t, const uint8_t id[OS_ID_SIZE], uint32_
 #define PART 40u
 #define PARTS_AT_ONCE 64u
 
-/* context: initialised for objects. The tables may be a mapping of a file that somebody changes: what could lead out of
- * them is looked at again. used: a byte for each chunk, or NULL. */
-static os_code check_object(const os_tables *t, uint32_t row, const os_hasher *context, uint8_t *used,
-                            os_failure *failure) {
-    uint8_t buffer[DESCRIPTION_HEAD + PART * PARTS_AT_ONCE], id[OS_ID_SIZE];
+/* The id that an object's description has. context: initialised for objects. The tables may be hostile, or a mapping of
+ * a file that somebody changes: what could lead out of them is looked at here. used: a byte for each chunk, or NULL. */
+static os_code id_of_object(const os_tables *t, uint32_t row, const os_hasher *context, uint8_t *used,
+                            uint8_t id[OS_ID_SIZE], os_failure *failure) {
+    uint8_t buffer[DESCRIPTION_HEAD + PART * PARTS_AT_ONCE];
     uint32_t first = t->object_ref[row], last = t->object_ref[row + 1];
     if (first > last || last > t->ref_count)
         return os_fail(failure, OS_CORRUPT, "tables: object %u: got refs %u to %u of %u", row, first, last,
@@ -255,7 +255,16 @@ static os_code check_object(const os_tables *t, uint32_t row, const os_hasher *c
         size += PART;
     }
     os_hasher_update(&hasher, buffer, size);
-    os_hasher_final(&hasher, id, sizeof id);
+    os_hasher_final(&hasher, id, OS_ID_SIZE);
+    return OS_OK;
+}
+
+static os_code check_object(const os_tables *t, uint32_t row, const os_hasher *context, uint8_t *used,
+                            os_failure *failure) {
+    uint8_t id[OS_ID_SIZE];
+    os_code code = id_of_object(t, row, context, used, id, failure);
+    if (code != OS_OK)
+        return code;
     if (memcmp(id, t->object_id + (size_t)row * OS_ID_SIZE, sizeof id) != 0)
         return os_fail(failure, OS_CORRUPT, "tables: object %u: got an id that is not the id of its parts", row);
     return OS_OK;
@@ -292,5 +301,36 @@ os_code os_tables_check_objects(const os_tables *t, os_failure *failure) {
     if (idle != NULL)
         code = os_fail(failure, OS_CORRUPT, "tables: chunk %zu: got it in no object", (size_t)(idle - used));
     free(used);
+    return code;
+}
+
+/* ---- on the wire ---- */
+
+static os_code open_columns(const uint8_t *data, size_t size, os_tables *t, os_failure *failure) {
+    os_code code = check_header(data, size, t, failure);
+    return code == OS_OK ? place_sections(data, size, t, failure) : code;
+}
+
+os_code os_tables_clear_ids(uint8_t *data, size_t size, os_failure *failure) {
+    os_tables t;
+    os_code code = open_columns(data, size, &t, failure);
+    if (code == OS_OK)
+        memset(data + (t.object_id - data), 0, (size_t)t.object_count * OS_ID_SIZE);
+    return code;
+}
+
+os_code os_tables_fill_ids(uint8_t *data, size_t size, os_failure *failure) {
+    static const uint8_t none[OS_ID_SIZE];
+    os_tables t;
+    os_hasher context;
+    os_code code = open_columns(data, size, &t, failure);
+    if (code != OS_OK || t.object_count == 0 || memcmp(t.object_id, none, sizeof none) != 0)
+        return code;
+    uint8_t *ids = data + (t.object_id - data);
+    os_hasher_init_derive(&context, OBJECT_CONTEXT);
+    for (uint32_t row = 0; row < t.object_count && code == OS_OK; row++) {
+        fetch_ahead(&t, row + 8);
+        code = id_of_object(&t, row, &context, NULL, ids + (size_t)row * OS_ID_SIZE, failure);
+    }
     return code;
 }

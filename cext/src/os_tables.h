@@ -45,6 +45,12 @@ os_code os_tables_check_object(const os_tables *tables, uint32_t row, os_failure
 /* All of them, and whether each chunk is in one. */
 os_code os_tables_check_objects(const os_tables *tables, os_failure *failure);
 
+/* The form that travels: the column of object ids is zero, because they follow from the other columns and are what
+ * compresses least. clear makes it. fill computes the ids again where the first is zero, and leaves other tables alone.
+ * data: aligned to 8 and hostile; of its content only what leads from column to column is checked. */
+os_code os_tables_clear_ids(uint8_t *data, size_t size, os_failure *failure);
+os_code os_tables_fill_ids(uint8_t *data, size_t size, os_failure *failure);
+
 /* Length of a chunk or hole; chunk below chunk_count. */
 uint64_t os_tables_length(const os_tables *tables, uint32_t chunk);
 

@@ -10,6 +10,7 @@
 #include "os_confine.h"
 #include "os_index.h"
 #include "os_limits.h"
+#include "os_tables.h"
 
 /* One (digest, size, table); the row borrows from the tuple's bytes. */
 static int take_pack(PyObject *given, os_pack_input *row) {
@@ -166,7 +167,39 @@ static PyObject *check_image_sandboxed(PyObject *module, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+static PyObject *change_ids(PyObject *argument, os_code (*change)(uint8_t *, size_t, os_failure *)) {
+    Py_buffer tables;
+    os_failure failure;
+    os_code code;
+    if (PyObject_GetBuffer(argument, &tables, PyBUF_WRITABLE) < 0)
+        return NULL;
+    if ((uintptr_t)tables.buf % 8) {
+        PyBuffer_Release(&tables);
+        PyErr_SetString(PyExc_ValueError, "tables: want a buffer that starts at a multiple of 8");
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    code = change(tables.buf, (size_t)tables.len, &failure);
+    Py_END_ALLOW_THREADS;
+    PyBuffer_Release(&tables);
+    if (code != OS_OK)
+        return os_py_raise(&failure);
+    Py_RETURN_NONE;
+}
+
+static PyObject *clear_object_ids(PyObject *module, PyObject *tables) {
+    (void)module;
+    return change_ids(tables, os_tables_clear_ids);
+}
+
+static PyObject *fill_object_ids(PyObject *module, PyObject *tables) {
+    (void)module;
+    return change_ids(tables, os_tables_fill_ids);
+}
+
 static PyMethodDef functions[] = {
+    {"clear_object_ids", clear_object_ids, METH_O, NULL},
+    {"fill_object_ids", fill_object_ids, METH_O, NULL},
     {"encode_image", encode_image, METH_VARARGS, NULL},
     {"check_image", check_image, METH_VARARGS, NULL},
     {"check_image_sandboxed", check_image_sandboxed, METH_VARARGS, NULL},
