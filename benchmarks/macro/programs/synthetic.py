@@ -1,5 +1,7 @@
 """Puts a made-up image of many files into a layout: an index as a real one has it, and no packs.
 
+Prints the bytes that the files would have.
+
 python -m benchmarks.macro.programs.synthetic ROOT FILES REF
 """
 
@@ -34,6 +36,7 @@ def main() -> None:
         manifest = Manifest.parse(raw)
         layout.put(raw, manifest.media_type)
         layout.tag(Reference.parse(name), manifest)
+    print(made.content)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def run(place: Place) -> Outcome:
         figures, conditions = _of_image(place, source.reference, "a tiny image", None)
     else:
         figures, conditions = _of_image(place, cuda(place), "CUDA torch", 0.15)
-    more, more_conditions = _of_synthetic(2_000 if place.quick else FILES)
+    more, more_conditions = _of_synthetic(place, 2_000 if place.quick else FILES)
     return Outcome([*figures, *more], conditions={**conditions, **more_conditions})
 
 
@@ -55,22 +55,21 @@ def _of_image(place: Place, reference: str, name: str, want: float | None) -> tu
 _KINDS = ("index.erofs", "index.tables", "layer", "pack")
 
 
-def _of_synthetic(files: int) -> tuple[list[Figure], dict[str, object]]:
-    import cext
-    from benchmarks.micro.synthetic import make
-    from registry import zstd
-
-    made = make(files)
-    erofs, tables = cext.encode_image(made.tree, made.packs)
-    sizes = {"index.erofs": len(zstd.compress(erofs)), "index.tables": len(zstd.compress(tables))}
+def _of_synthetic(place: Place, files: int) -> tuple[list[Figure], dict[str, object]]:
+    root, reference = place.path("index-size-root"), "many"
+    place.remove(root.name)
+    content = int(place.call(place.program("synthetic", root, str(files), reference)))
+    inspected = place.manifest(reference, root=root)
+    place.remove(root.name)
+    sizes = {kind: sum(int(str(blob["size"])) for blob in blobs(inspected, kind)) for kind in _KINDS[:2]}
     found = figure(
-        f"index of {files:,} files in {made.content / 1e9:.1f} GB",
-        [100 * sum(sizes.values()) / made.content],
+        f"index of {files:,} files in {content / 1e9:.1f} GB",
+        [100 * sum(sizes.values()) / content],
         "%",
         reference="content of the image",
         want=at_most(0.3),
     )
-    return [found], {"synthetic": {"content_bytes": made.content, "files": files, **sizes}}
+    return [found], {"synthetic": {"content_bytes": content, "files": files, **sizes}}
 
 
 SCENARIO = Scenario("index-size", "bytes of the index on the wire, over the image", run)
