@@ -185,6 +185,8 @@ def overlay(lowers: Lowers, *, name: str, scratch: int | None = None, attributes
 
     try:
         return in_private_namespace(attached)
+    except OSError as error:
+        raise MountError(f"{name}: overlay: {os.strerror(error.errno or 0).lower()}") from error
     finally:
         for fd in fresh:
             os.close(fd)  # the overlay has copies of its own

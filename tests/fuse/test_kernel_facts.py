@@ -102,7 +102,7 @@ def closing(fd: int) -> Iterator[int]:
 
 
 @contextmanager
-def overlaid(image: Path, objects: int, scratch: Path | None = None) -> Iterator[str]:
+def overlaid(image: Path, served: Served, scratch: Path | None = None) -> Iterator[str]:
     """The path of an overlay that is attached nowhere, as containers (with a scratch directory) and mounts have it."""
     with ExitStack() as stack:
         file = stack.enter_context(open(image, "rb"))
@@ -112,7 +112,11 @@ def overlaid(image: Path, objects: int, scratch: Path | None = None) -> Iterator
             for name in ("upper", "work"):
                 (scratch / name).mkdir(parents=True)
             upper = stack.enter_context(closing(os.open(scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
-        lowers = mount.Lowers(below, objects)
+
+        def fresh() -> tuple[int, int]:
+            return mount.erofs(file.fileno(), name="test"), mount_fuse(served.connection)
+
+        lowers = mount.Lowers(below, served.tree, fresh)
         tree = stack.enter_context(closing(mount.overlay(lowers, name="test", scratch=upper, attributes=0)))
         yield f"/proc/self/fd/{tree}"
 
@@ -149,7 +153,7 @@ def test_a_redirect_leads_into_the_objects_or_nowhere(made: Made, served: Served
     }
     image = metadata(tmp_path / "meta", {name: (value, 11) for name, value in redirects.items()}, lambda _: None)
     refused = (errno.EIO, errno.EINVAL, errno.EXDEV, errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
-    with overlaid(image, served.tree) as root:
+    with overlaid(image, served) as root:
         for name in redirects:
             found = attempt(lambda name=name: Path(root, name).read_bytes())  # type: ignore[misc]
             # Another spelling of an object's own name is harmless: it is that object. Nothing else may be read.
@@ -220,7 +224,7 @@ def test_a_wrong_overlay_is_an_error_and_never_zeros(
 
 def test_programs_run_through_the_overlay_for_users_who_may_not_enter_the_objects(made: Made, served: Served) -> None:
     assert os.fstatvfs(served.tree).f_flag & os.ST_NOEXEC
-    with overlaid(made.metadata, served.tree) as root:
+    with overlaid(made.metadata, served) as root:
         tree = int(root.rpartition("/")[2])
         for user in (0, 1000):
             done = subprocess.run(
@@ -239,7 +243,7 @@ def test_programs_run_through_the_overlay_for_users_who_may_not_enter_the_object
 
 
 def test_a_chmod_copies_no_content_and_an_open_to_write_copies_all(made: Made, served: Served, tmp_path: Path) -> None:
-    with overlaid(made.metadata, served.tree, tmp_path / "scratch") as root:
+    with overlaid(made.metadata, served, tmp_path / "scratch") as root:
         path = Path(root, "large")
         os.chmod(path, 0o600)
         os.chown(path, 5, 6)
@@ -256,7 +260,7 @@ def test_a_chmod_copies_no_content_and_an_open_to_write_copies_all(made: Made, s
 
 
 def test_a_changed_hard_link_stays_one_and_numbers_stay_small(made: Made, served: Served, tmp_path: Path) -> None:
-    with overlaid(made.metadata, served.tree, tmp_path / "scratch") as root:
+    with overlaid(made.metadata, served, tmp_path / "scratch") as root:
         one, two = Path(root, "linked"), Path(root, "also linked")
         assert one.stat().st_ino == two.stat().st_ino
         one.chmod(0o600)
@@ -297,21 +301,21 @@ def test_one_overlay_inside_a_container_is_possible_and_no_second(
             cext.fsconfig(context, 6, None, None, 0)
             return cext.fsmount(context, 1, 0)
 
-    with overlaid(made.metadata, served.tree, tmp_path / "scratch") as root:
+    with overlaid(made.metadata, served, tmp_path / "scratch") as root:
         with closing(nested(root, tmp_path / "inner")) as inner:
             inside = Path(f"/proc/self/fd/{inner}")
             assert (inside / "large").read_bytes() == LARGE
             (inside / "linked").write_bytes(b"mine\n")
             assert Path(root, "linked").read_bytes() == b"two names\n"
             assert attempt(lambda: nested(str(inside), tmp_path / "deeper")) == errno.EINVAL
-        with pytest.raises(MountError), overlaid(made.metadata, served.tree, Path(root, "upper of another")):
+        with pytest.raises(MountError), overlaid(made.metadata, served, Path(root, "upper of another")):
             pass  # our overlay cannot be an upper
 
 
 def test_attributes_for_overlayfs_are_nobodys_to_see_and_a_containers_are_its_own(
     made: Made, served: Served, tmp_path: Path
 ) -> None:
-    with overlaid(made.metadata, served.tree, tmp_path / "scratch") as root:
+    with overlaid(made.metadata, served, tmp_path / "scratch") as root:
         for name in ("large", "linked"):
             assert os.listxattr(f"{root}/{name}") == []
             assert attempt(lambda name=name: os.getxattr(f"{root}/{name}", "trusted.overlay.redirect")) == errno.ENODATA  # type: ignore[misc]

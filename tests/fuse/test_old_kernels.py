@@ -6,6 +6,8 @@ The ways around are taken here by force, and lead to the same mounts.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,7 +17,10 @@ import pytest
 from lazyfs import mount, objects
 from lazyfs.errors import MountError
 from tests.fuse.test_objects import CONTENTS, Place, eventually, opened
+from tests.support.command import Onesec
 from tests.support.objects import ObjectSet, make_objects
+from tests.support.oracle import assert_image
+from tests.support.shell import shell_image
 from tests.support.trees import make_erofs
 
 pytestmark = pytest.mark.usefixtures("real_machine")
@@ -110,7 +115,9 @@ def test_lower_directories_that_cannot_be_had_are_an_error_and_leave_nothing(tmp
     def fresh() -> tuple[int, int]:
         return mount.memory("test"), os.open(tmp_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    with pytest.raises(OSError, match="Invalid argument"):  # a directory is no mount that could be attached
+    with pytest.raises(
+        MountError, match="test: overlay: invalid argument"
+    ):  # a directory is no mount that could be attached
         mount.overlay(mount.Lowers(-1, -1, fresh), name="test", attributes=0, detached=False)
 
 
@@ -158,3 +165,41 @@ def test_levels_are_counted_by_making_them(erofs: Path, way: str) -> None:
 
         assert ask(lambda: mount.memory("test"))
         assert not ask(overlay)
+
+
+COMMAND = """
+import sys
+from lazyfs import mount
+mount.overlay.__kwdefaults__["detached"] = False
+from onesec.cli.main import main
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+def test_the_whole_command_works_with_attached_lower_directories(tmp_path: Path) -> None:
+    onesec = Onesec(tmp_path)
+
+    def call(*words: str | Path) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND, *map(str, words)],
+            env=onesec.surroundings,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    call("import", shell_image(tmp_path, files={"srv/file": b"content\n"}), "-t", "app")
+    assert call("run", "app", "/bin/sh", "-c", "rm /srv/file; ls /srv; echo new > /srv/new; cat /srv/new") == "new\n"
+    assert_image(call, "app", tmp_path / "shell-tree", tmp_path / "m")
+    (tmp_path / "image.py").write_text(
+        "from onesec import Image\n"
+        f"image = Image.from_oci('oci:{tmp_path / 'shell'}:t')\n"
+        "image = image.run('ls /srv > /srv/list', 'cat /srv/file > /srv/copy && rm /srv/list')\n"
+    )
+    call("build", tmp_path / "image.py", "-t", "built")
+    seen = assert_image(call, "built", None, tmp_path / "m")
+    assert seen[b"srv/copy"].digest == seen[b"srv/file"].digest
+    assert b"srv/list" not in seen

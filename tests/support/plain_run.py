@@ -10,13 +10,15 @@ import argparse
 import json
 import os
 import sys
+from contextlib import ExitStack
 
 from cext.errors import OnesecError
-from lazyfs import container, mount
+from lazyfs import container
 from lazyfs.errors import ContainerError
 from lazyfs.runtime_config import image_config
 from onesec.cli import run as command
 from onesec.cli.main import complain
+from tests.support.mounts import lowers_of
 
 
 def main() -> int:
@@ -27,11 +29,11 @@ def main() -> int:
     try:
         options = command.parse_options(arguments, dict(os.environ), terminal=False)
         file = os.open(words["image"]["metadata"], os.O_RDONLY | os.O_CLOEXEC)
-        metadata = mount.erofs(file, name="plain")
         objects = os.open(words["image"]["objects"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        lowers = mount.Lowers(metadata, objects)
         settings = container.Settings(**words["settings"])
-        return container.run(lowers, image_config(words["config"]), options, settings, name="plain")
+        with ExitStack() as stack:
+            lowers = lowers_of(stack, file, objects, name="plain")
+            return container.run(lowers, image_config(words["config"]), options, settings, name="plain")
     except OnesecError as error:
         complain(str(error), error.hint)
         return error.status if isinstance(error, ContainerError) else command.EXIT_FAILED
