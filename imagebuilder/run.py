@@ -280,8 +280,28 @@ class _Execution:
                     workshop, changes.upper, changes.base, packs=changes.packs, note=self._progress.note
                 )
 
-        async with self._writing:
-            return await trio.to_thread.run_sync(work)
+        async with self._writing, trio.open_nursery() as nursery:
+            watch = _Watch(sandbox.stop)
+            nursery.start_soon(watch.run)
+            made = await trio.to_thread.run_sync(work)
+            watch.done = True
+            nursery.cancel_scope.cancel()
+        return made
+
+
+class _Watch:
+    """A thread that waits for a command would learn of a cancellation only by the end of the command."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self.done = False
+
+    async def run(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            if not self.done:
+                self._stop()
 
 
 class _Cancellable:

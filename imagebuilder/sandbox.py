@@ -41,6 +41,9 @@ class Changes:
 
 
 class Sandbox(Protocol):
+    def stop(self) -> None:
+        """Ends the command that runs, and each that would be started later. Called from another thread than `run`."""
+
     def run(self, manifest: Manifest, commands: Sequence[Command], *, domain: str) -> AbstractContextManager[Changes]:
         """Runs commands one after the other on one writable layer over the image, with the host's network and
         certificates. domain: the trust domain of what the image consists of.

@@ -156,11 +156,12 @@ def changes(
     *,
     name: str,
     note: Note | None = None,
+    stopper: Stopper | None = None,
 ) -> Iterator[tuple[str, int | None, int]]:
     """Runs containers one after the other on one scratch layer, until one fails. They read nothing and write to stderr.
 
     Gives the layer's upper directory, which lasts as long as the block, the number of the command that failed or None,
-    and the last exit status.
+    and the last exit status. stopper: for another thread to end it.
     """
     program = find_runtime(settings.runtime)
     with ExitStack() as stack:
@@ -173,7 +174,7 @@ def changes(
         failed, status = None, 0
         for number, (options, copy) in enumerate(zip(commands, trees, strict=True)):
             with _bundle(settings) as bundle:
-                status = run_tree(copy, bundle, program, image, options, settings, streams)
+                status = run_tree(copy, bundle, program, image, options, settings, streams, stopper=stopper)
             if status:
                 failed = number
                 break
@@ -190,6 +191,7 @@ def run_tree(
     streams: Streams = _OURS,
     mark: Mark = _no_mark,
     edits: Edits | None = None,
+    stopper: Stopper | None = None,
 ) -> int:
     """Runs a container on a detached, writable root file system. edits: for devices of the host."""
     root = Root(tree)
@@ -204,7 +206,7 @@ def run_tree(
         private = _owned(stack, mount.private([document], (os.geteuid(), os.getegid()), name="bundle"))
         mounts.append((private, os.fsencode(f"{bundle.path}/private")))
         mark("container")
-        status = _supervise(program, bundle, mounts, streams, terminal=options.terminal)
+        status = _supervise(program, bundle, mounts, streams, stopper or Stopper(), terminal=options.terminal)
         mark("command")
     return _explain(bundle.read_log(), status)
 
@@ -545,7 +547,13 @@ def _architectures() -> tuple[str, ...]:
 
 
 def _supervise(
-    program: Program, bundle: Bundle, mounts: Sequence[tuple[int, bytes]], streams: Streams, *, terminal: bool
+    program: Program,
+    bundle: Bundle,
+    mounts: Sequence[tuple[int, bytes]],
+    streams: Streams,
+    stopper: Stopper,
+    *,
+    terminal: bool,
 ) -> int:
     """Starts the runtime, passes signals on, waits. A death by signal is 128 + its number."""
     words = [program.path, "--root", f"{bundle.path}/private/state", "--log", f"{bundle.path}/log"]
@@ -564,7 +572,32 @@ def _supervise(
             unmount=hybrid,
             own_group=not terminal,
         )
-        return relay.wait(child)
+        return relay.wait(child, stopper)
+
+
+class Stopper:
+    """Kills the container that runs now, and each that starts later. One container at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child = 0  # guarded by _lock; ours to signal: it is forgotten before it is reaped
+        self._stopped = False  # guarded by _lock
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            if self._child:
+                os.kill(self._child, signal.SIGKILL)
+
+    def watch(self, child: int) -> None:
+        with self._lock:
+            self._child = child
+            if self._stopped:
+                os.kill(child, signal.SIGKILL)
+
+    def forget(self) -> None:
+        with self._lock:
+            self._child = 0
 
 
 class _SignalRelay:
@@ -606,11 +639,13 @@ class _SignalRelay:
             last = self._interrupts >= _INTERRUPTS_BEFORE_KILL
             os.kill(self._child, signal.SIGKILL if last else number)
 
-    def wait(self, child: int) -> int:
+    def wait(self, child: int, stopper: Stopper) -> int:
         self._child = child
+        stopper.watch(child)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         # WNOWAIT keeps the pid ours until no handler can send to it any more.
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        stopper.forget()
         signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
         self._child = 0
         _, status = os.waitpid(child, 0)

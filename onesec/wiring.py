@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cext.errors import UsageError
 from imagebuilder.errors import CommandError
@@ -47,6 +47,10 @@ class LazySandbox:
     config: Config
     layout: Layout
     note: Callable[[str], None] | None = None
+    stopper: container.Stopper = field(default_factory=container.Stopper)
+
+    def stop(self) -> None:
+        self.stopper.stop()
 
     @contextmanager
     def run(self, manifest: Manifest, commands: Sequence[Command], *, domain: str) -> Iterator[Changes]:
@@ -67,6 +71,7 @@ class LazySandbox:
                 self._settings(),
                 name="build step",
                 note=self.note,
+                stopper=self.stopper,
             ) as (upper, failed, status),
         ):
             if failed is not None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,48 @@ def test_a_failing_command_is_named_and_its_layer_is_gone(tmp_path: Path, real_m
     assert "exit 7" in said.error
     assert "7" in said.error
     assert [*(onesec.root / "scratch").iterdir(), *(onesec.run_dir / "containers").iterdir()] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_step_that_would_take_long_ends_at_once_with_the_build(
+    number: signal.Signals, tmp_path: Path, real_machine: None
+) -> None:
+    """A Ctrl-C that only the build gets: the command is in a process group of its own."""
+    onesec = Onesec(tmp_path)
+    marker = f"1{os.getpid()}"
+    source = shell_image(tmp_path)
+    (tmp_path / "image.py").write_text(
+        f"from onesec import Image\nimage = Image.from_oci({source!r}).run('echo began; sleep {marker}', 'id')\n"
+    )
+    words = onesec.words("build", tmp_path / "image.py", "-t", "app")
+    with subprocess.Popen(words, env=onesec.surroundings, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        while b"began" not in (line := process.stderr.readline()) or b"echo" in line:
+            assert line
+        began = time.monotonic()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert time.monotonic() - began < 15
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGTERM)
+    assert b"Traceback" not in err
+    deadline = time.monotonic() + 10
+    while processes_with(marker):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    assert onesec.here("fsck").status == 0
+    if number == signal.SIGINT:
+        assert [*(onesec.root / "scratch").iterdir(), *(onesec.run_dir / "containers").iterdir()] == []
+    assert list((onesec.root / "leases").iterdir()) == []
+
+
+def processes_with(word: str) -> list[str]:
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if word.encode() in Path("/proc", name, "cmdline").read_bytes().split(b"\0"):
+                found.append(name)
+    return found
 
 
 SCRATCH = """

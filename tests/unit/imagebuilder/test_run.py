@@ -34,6 +34,9 @@ class Looking:
     upper: Path
     seen: list[tuple[str, list[Command]]] = field(default_factory=list)
 
+    def stop(self) -> None:
+        raise AssertionError
+
     @contextmanager
     def run(self, manifest: Manifest, commands: Sequence[Command], *, domain: str) -> Iterator[Changes]:
         self.seen.append((domain, list(commands)))
