@@ -19,19 +19,20 @@ from benchmarks.macro.scenarios import (
 )
 
 SCENARIOS: dict[str, Scenario] = {
-    module.SCENARIO.name: module.SCENARIO
-    for module in (
-        kernels,
-        import_torch,
-        run_true,
-        metadata,
-        mount,
-        seqread,
-        servers,
-        start,
-        build,
-        memory,
-        patch_release,
-        index_size,
+    scenario.name: scenario
+    for scenario in (
+        kernels.SCENARIO,
+        import_torch.SCENARIO,
+        run_true.SCENARIO,
+        metadata.SCENARIO,
+        mount.SCENARIO,
+        seqread.SCENARIO,
+        servers.SCENARIO,
+        start.SCENARIO,
+        start.FAST,
+        build.SCENARIO,
+        memory.SCENARIO,
+        patch_release.SCENARIO,
+        index_size.SCENARIO,
     )
 }

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,7 @@ def origin(place: Place, link: Link) -> Iterator[Origin]:
     host = f"{link.address}:{_PORT}"
     config, settings = directory / "config.yml", directory / "onesec.toml"
     config.write_text(_CONFIG.format(data=directory / "data", address=link.address, port=_PORT))
-    settings.write_text(f'[registry."{host}"]\nplain-http = true\n')
+    settings.write_text(f'[run]\nlinger = 0\n[registry."{host}"]\nplain-http = true\n')
     server = subprocess.Popen(
         link.in_origin(["docker-registry", "serve", config]),
         stdin=subprocess.DEVNULL,
@@ -72,13 +72,22 @@ def _wait(link: Link, server: subprocess.Popen[bytes], host: str) -> None:
     raise ScenarioError("docker-registry did not start in the origin's namespace")
 
 
-def fill(place: Place, found: Origin, reference: str, plain: Path) -> None:
-    """Puts the image there as ours, and as a plain OCI image with gzip and with zstd layers, not through the link."""
-    place.call(
-        found.link.in_origin(place.onesec("push", reference, f"{found.host}/{reference}")),
-        environment=found.environment,
-    )
-    kinds: tuple[oci.Compression, ...] = ("gzip", "zstd")
+def fill(
+    place: Place, found: Origin, reference: str, plain: Path, workload: Sequence[str], kinds: Sequence[oci.Compression]
+) -> None:
+    """Puts the image there as ours, tagged plain and, with a boot pack of the workload, boot; and as a plain OCI image
+    with layers of these kinds. Not through the link.
+    """
+    root = place.path("with-boot-pack")
+    source = f"{found.host}/{reference}:plain"
+    boot = f"{found.host}/{reference}:boot"
+    for call in (
+        place.onesec("push", reference, source),
+        place.onesec("pull", "--all", source, "-t", reference, root=root),
+        place.onesec("profile", reference, *workload, root=root),
+        place.onesec("push", reference, boot, root=root),
+    ):
+        place.call(found.link.in_origin(call), environment=found.environment)
     for kind in kinds:
         layout = place.path(f"oci-{reference}-{kind}")
         if not (layout / "oci-layout").exists():

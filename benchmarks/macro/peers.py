@@ -62,12 +62,18 @@ def podman(place: Place, found: Origin, source: Source, kind: str) -> Peer | str
     return Peer(f"podman, {kind}", [[*base, "pull", "-q", "--tls-verify=false", image], [*base, *run]], state)
 
 
-def onesec(place: Place, found: Origin, source: Source, *, everything: bool) -> Peer:
-    """Ours: everything fetched before the start, or the index alone and the rest when it is read."""
-    root = place.path("pulled-all" if everything else "pulled")
-    pull = place.onesec("pull", *(["--all"] if everything else []), f"{found.host}/{source.reference}", root=root)
-    run = place.onesec("run", f"{found.host}/{source.reference}", *source.workload, root=root)
-    return Peer("onesec, pull --all" if everything else "onesec, lazily", [pull, run], [root])
+def onesec(place: Place, found: Origin, source: Source) -> list[Peer]:
+    """Ours: run by its name at the registry, with a boot pack and without; and everything fetched before the start."""
+    peers = []
+    for name, what in (("boot pack", "boot"), ("no boot pack", "plain")):
+        root = place.path(f"pulled-{what}")
+        run = place.onesec("run", f"{found.host}/{source.reference}:{what}", *source.workload, root=root)
+        peers.append(Peer(f"onesec, {name}", [run], [root]))
+    root = place.path("pulled-all")
+    image = f"{found.host}/{source.reference}:plain"
+    pull = place.onesec("pull", "--all", image, root=root)
+    peers.append(Peer("onesec, pull --all", [pull, place.onesec("run", image, *source.workload, root=root)], [root]))
+    return peers
 
 
 LAZY_PEERS = {

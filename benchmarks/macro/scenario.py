@@ -47,7 +47,7 @@ class Place:
         return [
             sys.executable,
             "-c",
-            "import sys; from onesec.cli.main import main; sys.exit(main())",
+            "from onesec.cli.main import entry; entry()",
             "--root",
             str(root or self.root),
             "--run-dir",

@@ -19,6 +19,9 @@ from benchmarks.macro.harness import CHECKOUT
 from benchmarks.macro.scenario import Place, ScenarioError
 
 _WORDS = ("index", "return", "value", "tensor", "self", "import", "kernel", "stream", "chunk", "pack", "layer", "mount")
+_AGE = "time.clock_gettime(7) - int(open('/proc/self/stat').read().rpartition(')')[2].split()[19]) / 100"
+"""Seconds since the process began, to the kernel's tick of 10 ms; 7 is CLOCK_BOOTTIME."""
+
 _LIBRARY = re.compile(r"(/\S+) \(0x")
 
 
@@ -42,7 +45,8 @@ def torch(place: Place) -> Source:
         "import time; t, c = time.perf_counter(), time.process_time(); import torch; s = float(torch.ones(2).sum())"
     )
     script += "; t, c = time.perf_counter() - t, time.process_time() - c"
-    script += """; print('{"seconds": %r, "cpu": %r, "sum": %r}' % (t, c, s))"""
+    script += f"; a = {_AGE}"
+    script += """; print('{"seconds": %r, "cpu": %r, "sum": %r, "age": %r}' % (t, c, s, a))"""
     return Source("torch", _plain(place, "torch"), ("python3", "-c", script))
 
 
@@ -57,7 +61,7 @@ def _tiny(place: Place) -> Source:
         fill(made / "data", files=40, size=200_000, seed=1)
         made.rename(plain)
     ingest(place, plain, "tiny")
-    script = 'cat /data/*/* > /dev/null; echo \'{"seconds": 0.1, "cpu": 0.1, "sum": 2.0}\''
+    script = 'cat /data/*/* > /dev/null; echo \'{"seconds": 0.1, "cpu": 0.1, "sum": 2.0, "age": 0.1}\''
     return Source("tiny", plain, ("/bin/sh", "-c", script))
 
 

@@ -7,36 +7,46 @@ client, the registry and, where the kernel has no netem, the link's emulator sha
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from benchmarks.macro import cold, containers, peers, sources
+from benchmarks.macro import cold, containers, oci, peers, sources
 from benchmarks.macro.figures import Figure, figure, ratios
 from benchmarks.macro.harness import Contender, ContenderError, Measurement, rounds, walls
 from benchmarks.macro.link import Counters, Link, Shape, link
 from benchmarks.macro.origin import Origin, fill, origin
 from benchmarks.macro.scenario import Outcome, Place, Scenario
 
-GIGABIT = Shape(megabits=1000, delay_ms=1.05)
+ROUND_TRIP_MS = 2.1
 _NATIVE = "native chroot, warm"
 _NATIVE_COLD = "native chroot, cold"
 
 
-def run(place: Place) -> Outcome:
+def at(megabits: int) -> Callable[[Place], Outcome]:
+    """The scenario over a link of that speed."""
+
+    def run(place: Place) -> Outcome:
+        return _run(place, Shape(megabits=megabits, delay_ms=ROUND_TRIP_MS / 2))
+
+    return run
+
+
+def _run(place: Place, shape: Shape) -> Outcome:
     source = sources.torch(place)
     native = containers.chroot(source.plain, source.workload)
+    kinds: tuple[oci.Compression, ...] = ("gzip", "zstd")
     with ExitStack() as stack:
-        wire = stack.enter_context(link(GIGABIT))
+        wire = stack.enter_context(link(shape))
         found = stack.enter_context(origin(place, wire))
-        fill(place, found, source.reference, source.plain)
-        chosen, missing = _peers(place, found, source)
+        fill(place, found, source.reference, source.plain, source.workload, kinds)
+        chosen, missing = _peers(place, found, source, kinds)
         moved: dict[str, list[int]] = {peer.name: [] for peer in chosen}
         for peer in chosen:
             stack.callback(peer.remove)
         contenders = [_contender(place, peer, wire, found, moved[peer.name]) for peer in chosen]
         contenders.append(Contender(_NATIVE_COLD, place.program("steps", json.dumps([native])), cold.drop, clock="own"))
         contenders.append(Contender(_NATIVE, place.program("steps", json.dumps([native, native])), clock="own"))
-        results = rounds(contenders, min(place.rounds, 3))
+        results = rounds(contenders, place.rounds)
         means = wire.means
     results[_NATIVE] = [_last_step(one) for one in results[_NATIVE]]
     _require_same(results)
@@ -44,21 +54,24 @@ def run(place: Place) -> Outcome:
         _figures(results, moved),
         results,
         {
-            "megabits": GIGABIT.megabits,
-            "round_trip_ms": 2 * GIGABIT.delay_ms,
+            "megabits": shape.megabits,
+            "round_trip_ms": 2 * shape.delay_ms,
             "delay_by": means,
             "bytes_from_origin": moved,
             "steps_s": {name: [one.said()["steps"] for one in ones] for name, ones in results.items()},
+            "process_to_tensor_s": {name: _ages(results, name) for name in results},
         },
         ["client, registry and link share the cores of one machine: ratios carry over, seconds do not"],
         missing,
     )
 
 
-def _peers(place: Place, found: Origin, source: sources.Source) -> tuple[list[peers.Peer], dict[str, str]]:
+def _peers(
+    place: Place, found: Origin, source: sources.Source, kinds: Sequence[oci.Compression]
+) -> tuple[list[peers.Peer], dict[str, str]]:
     missing = peers.absent()
-    chosen = [peers.onesec(place, found, source, everything=True)]
-    for kind in ("gzip", "zstd"):
+    chosen = peers.onesec(place, found, source)
+    for kind in kinds:
         peer = peers.podman(place, found, source, kind)
         if isinstance(peer, str):
             missing[f"podman, {kind}"] = peer
@@ -81,6 +94,11 @@ def _contender(place: Place, peer: peers.Peer, wire: Link, found: Origin, moved:
     commands = [wire.in_client(list(command)) for command in peer.commands]
     call = place.program("steps", json.dumps(commands))
     return Contender(peer.name, call, prepare, count, found.environment, "own")
+
+
+def _ages(results: dict[str, list[Measurement]], name: str) -> list[float]:
+    """From the start of the container's process to the tensor."""
+    return [float(json.loads(str(one.said()["said"]))["age"]) for one in results[name]]
 
 
 def _last_step(one: Measurement) -> Measurement:
@@ -109,9 +127,18 @@ def _figures(results: dict[str, list[Measurement]], moved: dict[str, list[int]])
                 reference=_NATIVE,
             )
         )
+        add(
+            figure(
+                f"{name}, process start to tensor over native warm",
+                ratios(_ages(results, name), _ages(results, _NATIVE)),
+                "x",
+                reference=_NATIVE,
+            )
+        )
     for name, counts in moved.items():
         add(figure(f"{name}, from the origin", [count / 1e6 for count in counts], "MB"))
     return found
 
 
-SCENARIO = Scenario("start", "from a registry onto an empty host, 1 Gbit/s, 2.1 ms round trip", run)
+SCENARIO = Scenario("start", "from a registry onto an empty host, 1 Gbit/s, 2.1 ms round trip", at(1000))
+FAST = Scenario("start-10g", "from a registry onto an empty host, 10 Gbit/s, 2.1 ms round trip", at(10_000))
