@@ -191,7 +191,7 @@ def any_tar(seed: int) -> bytes:
 def right_sums(data: bytearray, chance: random.Random) -> None:
     """Header checksums, where a header can be."""
     for at in range(0, len(data) - 511, 512):
-        if data[at + 257 : at + 262] == b"ustar" or data[at + 156] in b"SxL":
+        if data[at + 257 : at + 262] == b"ustar" or data[at + 156] in (ord("S"), ord("x"), ord("L")):
             data[at + 148 : at + 156] = b"        "
             data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
 
