@@ -682,8 +682,8 @@ os_code os_ingest_end(os_ingest *ingest, os_failure *failure) {
 
 os_code os_ingest_update_from(os_ingest *ingest, int fd, uint64_t offset, size_t size, os_failure *failure) {
     const os_env *env = ingest->options.env;
-    os_code code = OS_OK;
-    if (!ingest->read_buffer && !(ingest->read_buffer = allocate(ingest, READ_STEP)))
+    os_code code = usable(ingest, true, failure);
+    if (code == OS_OK && !ingest->read_buffer && !(ingest->read_buffer = allocate(ingest, READ_STEP)))
         code = no_memory(failure);
     while (code == OS_OK && size) {
         ssize_t count =
@@ -715,7 +715,7 @@ os_code os_ingest_parts(const os_ingest *ingest, uint32_t ticket, uint64_t *size
         return os_fail(failure, OS_MISSING, "ingest: no content has ticket %u", ticket);
     const content *one = (const content *)ingest->contents.data + ticket;
     *size = one->size;
-    *parts = ingest->parts.data + one->parts;
+    *parts = one->parts_size ? ingest->parts.data + one->parts : NULL;
     *parts_size = one->parts_size;
     return OS_OK;
 }

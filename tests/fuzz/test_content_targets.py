@@ -31,3 +31,18 @@ def test_frames(fuzz: Fuzz) -> None:
         for frame in (cext.compress_frame(data), cext.compress_frame(data, 19), reference.raw_frame(data)):
             seeds += [struct.pack("<BI", how, len(data)) + frame for how in (0, 1)]
     fuzz("frame", seeds)
+
+
+def test_the_ingest_under_any_calls_and_faults(fuzz: Fuzz) -> None:
+    def calls(*made: tuple[int, int]) -> bytes:
+        return b"".join(struct.pack("<BH", *one) for one in made)
+
+    begin, begin_sized, update, read, zeros, end, finish = range(7)
+    small, large = (
+        [(begin_sized, 100), (update, 100), (end, 0)],
+        [(begin, 0), (read, 17_000), (update, 9_000), (end, 0)],
+    )
+    sparse = [(begin, 0), (update, 3), (zeros, 300), (update, 70), (zeros, 20), (end, 0)]
+    whole = calls(*small, *large, *sparse, *small, (finish, 0))
+    seeds = [struct.pack("<BHB", kind, at, kind) + whole for kind in range(9) for at in (0, 1, 5)]
+    fuzz("ingest", [*seeds, bytes(4) + calls((end, 0), (update, 9), (begin_sized, 5), (update, 9), (end, 0), *small)])
