@@ -190,6 +190,7 @@ class Image:
     def run(self, *commands: str, secrets: str | Iterable[str] = ()) -> Image:
         """Shell commands in a container on what the image is so far; what they change is the layer.
 
+        On `debian_slim`, apt uses the host's mirrors; its lists do not stay, so update and install in one call.
         secrets: ids given to `onesec build --secret`; each is a file /run/secrets/ID while the commands run.
         """
         where = _call_site()

@@ -270,12 +270,13 @@ class _Execution:
             raise UnsupportedError("this image needs commands to run while it is built, which this machine cannot do")
         config = dump_json(image_config(self._results[0].config, Context(), self._inputs.architecture))
         domain = self._results[0].domain
+        packages = isinstance(self._plan.steps[0].action, DebianBase)
 
         def work() -> LayerRecord:
             manifest = assemble_image(workshop.layout, below, config)
             began = time.time()
             with sandbox.run(manifest, commands, domain=domain) as changes:
-                settle(changes.upper, changes.base, began)
+                settle(changes.upper, changes.base, began, packages=packages)
                 return layer_from_overlay_upper(
                     workshop, changes.upper, changes.base, packs=changes.packs, note=self._progress.note
                 )

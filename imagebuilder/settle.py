@@ -18,45 +18,54 @@ from imagebuilder.layer import DIRECTORY, Base
 DEPTH_MAX = 250  # of directories below each other, as in layers
 
 _LEFTOVERS = re.compile(
-    rb"var/lib/apt/lists/(?!lock$).*|var/lib/apt/lists/lock|var/cache/apt/.*|var/log/(apt/.*|dpkg\.log|alternatives\.log)"
+    rb"var/lib/apt/lists/.*|var/cache/apt/.*|var/log/(apt/.*|dpkg\.log|alternatives\.log)"
     rb"|var/cache/(ldconfig/aux-cache|debconf/.*-old)|var/lib/dpkg/.*-old|etc/(passwd|group|shadow|gshadow)-",
     re.DOTALL,
 )
 """Regular files that apt and dpkg leave wherever they ran: lists of what there was that day, logs, copies."""
 
 
-def settle(upper: str | bytes, base: Base, began: float) -> None:
-    """Times after began (seconds) become the constant of copies. Leftovers of apt and dpkg go, and so do directories
-    in which nothing is different: a file came and went, or a mount was on it.
+def settle(upper: str | bytes, base: Base, began: float, *, packages: bool) -> None:
+    """Times after began (seconds) become the constant of copies; directories in which nothing is different go: a file
+    came and went, or a mount was on it. packages: what apt and dpkg leave goes too.
     """
     fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _directory(fd, b"", base, began, 0)
+        _Settling(base, began, packages).directory(fd, b"", 0)
     finally:
         os.close(fd)
 
 
-def _directory(fd: int, path: bytes, base: Base, began: float, depth: int) -> None:
-    if depth >= DEPTH_MAX:
-        raise LimitError(f"{os.fsdecode(path[:60])}…: directories deeper than {DEPTH_MAX}")
-    for text in os.listdir(fd):
-        name = os.fsencode(text)
-        whole = path + b"/" + name if path else name
+class _Settling:
+    def __init__(self, base: Base, began: float, packages: bool) -> None:
+        self._base = base
+        self._since = began - 1  # clocks of file systems are coarse
+        self._packages = packages
+
+    def directory(self, fd: int, path: bytes, depth: int) -> None:
+        if depth >= DEPTH_MAX:
+            raise LimitError(f"{os.fsdecode(path[:60])}…: directories deeper than {DEPTH_MAX}")
+        for text in os.listdir(fd):
+            name = os.fsencode(text)
+            self._name(fd, name, path + b"/" + name if path else name, depth)
+
+    def _name(self, fd: int, name: bytes, path: bytes, depth: int) -> None:
         found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        new = found.st_mtime >= self._since
         if stat.S_ISDIR(found.st_mode):
             inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
             try:
-                _directory(inner, whole, base, began, depth + 1)
-                passed = found.st_mtime >= began - 1 and _says_nothing(inner, whole, found, base)
+                self.directory(inner, path, depth + 1)
+                passed = new and _says_nothing(inner, path, found, self._base)
             finally:
                 os.close(inner)
             if passed:
                 os.rmdir(name, dir_fd=fd)
-                continue
-        elif stat.S_ISREG(found.st_mode) and _LEFTOVERS.fullmatch(whole):
+                return
+        elif self._packages and stat.S_ISREG(found.st_mode) and _LEFTOVERS.fullmatch(path):
             os.unlink(name, dir_fd=fd)
-            continue
-        if found.st_mtime >= began - 1:
+            return
+        if new:
             os.utime(name, (local.TIME, local.TIME), dir_fd=fd, follow_symlinks=False)
         elif stat.S_ISDIR(found.st_mode):  # what was taken out of it has changed its time
             os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=fd, follow_symlinks=False)

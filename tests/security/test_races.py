@@ -183,7 +183,7 @@ def test_a_link_that_a_command_left_is_not_followed_by_the_cleaning(case: str, t
     with canaries(tmp_path) as canary:
         UPPERS[case](upper, canary)
         before = {path: seen.target for path, seen in snapshot(upper).items()}
-        settle(str(upper), Nothing(), time.time() - 10)
+        settle(str(upper), Nothing(), time.time() - 10, packages=True)
         assert {path: seen.target for path, seen in snapshot(upper).items()} == before
 
 
@@ -200,7 +200,7 @@ def test_what_apt_leaves_goes_and_what_says_nothing_goes_with_it(tmp_path: Path)
     (upper / "var/lib/dpkg").mkdir()
     (upper / "var/lib/dpkg/status").write_text("kept")
     (upper / "tmp").mkdir(mode=0o755)
-    settle(str(upper), Nothing(), time.time() - 10)
+    settle(str(upper), Nothing(), time.time() - 10, packages=True)
     files = {path for path, seen in snapshot(upper).items() if seen.digest}
     assert files == {b"var/lib/dpkg/status"}
     assert {"etc", "tmp"}.isdisjoint(os.listdir(upper))
@@ -216,7 +216,7 @@ def test_directories_without_end_are_refused_in_words(tmp_path: Path) -> None:
     finally:
         os.chdir(here)
     with pytest.raises(LimitError, match="deeper than"):
-        settle(str(tmp_path), Nothing(), time.time())
+        settle(str(tmp_path), Nothing(), time.time(), packages=True)
     from lazyfs.rootfs import remove_tree
 
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
