@@ -12,8 +12,8 @@ end with the object server.
 
 Lines of JSON go to the fetcher: {"source", "url", "headers", "lifetime", "authorities"}, {"origin", "sources"},
 {"statistics"}; from it come {"news": [[source, status]]} and {"statistics"}. A client sends one packet:
-{"op": "origin", "origin"}, answered with {"number"}; {"op": "sources", "number"}, answered with {"sources"} once there
-are any: for a client's own requests; or {"op": "statistics"}.
+{"op": "origin", "origin", "known"}, answered with {"number"}; {"op": "sources", "number"}, answered with {"sources"}
+once there are any: for a client's own requests; or {"op": "statistics"}.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ class _Renewer:
         try:
             words = json.loads(data)
             if words["op"] == "origin":
-                self._answer(sock, {"number": self._add(words["origin"])})
+                self._answer(sock, {"number": self._add(words["origin"], words.get("known", ()))})
             elif words["op"] == "sources":
                 number = int(words["number"])
                 if number not in self._origins:
@@ -318,12 +318,22 @@ class _Renewer:
         with suppress(OSError):
             sock.send(json.dumps(words).encode())
 
-    def _add(self, words: Mapping[str, Any]) -> int:
+    def _add(self, words: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> int:
+        """known: sources that the client has got itself, lazyfs.remote.Source; good until the first renewal."""
         number = number_of(words)
         if number not in self._origins:
             if len(self._origins) >= _ORIGINS_MAX:
                 raise OnesecError(f"got more than {_ORIGINS_MAX} origins")
             origin = _Origin(words, 1 + _SOURCES_EACH * len(self._origins), _first_try(words))
+            now = time.monotonic()
+            for one in known[:_SOURCES_EACH]:
+                lifetime_s = float(one["lifetime_s"]) or math.inf
+                headers = [str(line) for line in one["headers"]]
+                origin.credentials.append(
+                    _Credentials(str(one["url"]), headers, now + lifetime_s, now + lifetime_s / 2)
+                )
+            if origin.credentials:
+                origin.due = min(one.renew_at for one in origin.credentials)
             self._origins[number] = origin
             self._tell_origin(number, origin)
         return number

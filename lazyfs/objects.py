@@ -212,6 +212,7 @@ def attach(
     store: StoreSettings | None = None,
     profile: bool = False,
     origin: Origin | None = None,
+    known: Sequence[remote.Source] = (),
 ) -> Attachment:
     """Has the image served by its domain's server. Raises UnsupportedError, ObjectServerError.
 
@@ -219,7 +220,7 @@ def attach(
     linger_s: how long the server, with its page cache, outlives the attachment.
     deadline_s: after which a read whose bytes do not come fails. store: where chunks are kept that are read again. Both
     of a server that is started now, a running one keeps its own. profile: the server records what is read; its run
-    directory has to be a new one. origin: where packs come from that are not here.
+    directory has to be a new one. origin: where packs come from that are not here. known: what of it the caller can read already.
     """
     settings = ServerSettings(image.domain, deadline_s, store, profile)
     with _domain_directory(run_dir, root, image.domain) as directory:
@@ -227,7 +228,7 @@ def attach(
             sock: socket.socket | None = _connection(directory, settings)
             assert sock is not None
             try:
-                number_of_origin = 0 if origin is None else _register(directory, sock, origin)
+                number_of_origin = 0 if origin is None else _register(directory, sock, origin, known)
                 number, objects, shared = _hand_over(sock, image, metadata, linger_s, number_of_origin)
                 attachment = Attachment(sock, number, objects, shared, image.lease, number_of_origin)
                 sock = None
@@ -355,11 +356,11 @@ def _connect(directory: int) -> socket.socket | None:
 # ---------------------------------------------------------------------- talking
 
 
-def _register(directory: int, sock: socket.socket, origin: Origin) -> int:
+def _register(directory: int, sock: socket.socket, origin: Origin, known: Sequence[remote.Source]) -> int:
     """The domain's fetcher knows the origin under this number."""
     from lazyfs import remote  # only images that are elsewhere need it
 
-    return remote.register(directory, lambda words, fds: _ask(sock, words, fds), origin)
+    return remote.register(directory, lambda words, fds: _ask(sock, words, fds), origin, known)
 
 
 def _hand_over(

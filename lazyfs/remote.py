@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 import cext
-from cext.record import EMPTY, Record
+from cext.record import EMPTY, Record, as_dict
 from lazyfs.errors import ObjectServerError
 
 MESSAGE_MAX = 192 << 10
@@ -56,6 +56,19 @@ class RegistryOrigin(Record):
     hosts: Mapping[str, RegistryHost] = EMPTY
 
 
+class Source(Record):
+    """Where a blob is had over HTTP. url: `{digest}` in it stands for the blob's hexadecimal digits. headers: secrets,
+    for that host alone. lifetime_s: after which it no longer works, 0 for never. authorities: certificates, as text.
+    """
+
+    unshown = ("url", "headers")
+
+    url: str
+    headers: tuple[str, ...] = ()
+    lifetime_s: float = 0
+    authorities: str | None = None
+
+
 Origin = tuple[WebSource, ...] | RegistryOrigin
 """Web sources are tried in their order; of a registry, its mirrors come first."""
 
@@ -77,33 +90,25 @@ def number_of(words: Mapping[str, Any]) -> int:
     return int.from_bytes(cext.blake3(text.encode(errors="surrogateescape"))[:4], "little") >> 1 | 1
 
 
-def register(directory: int, ask: Ask, origin: Origin) -> int:
-    """Has the domain's fetcher know the origin; its number. directory: the domain's. ask: of its object server."""
+def register(directory: int, ask: Ask, origin: Origin, known: Sequence[Source] = ()) -> int:
+    """Has the domain's fetcher know the origin; its number. directory: the domain's. ask: of its object server.
+
+    known: where the caller knows it can be read from, so that the first read need not wait for a login.
+    """
     words = words_of(origin)
+    # A file of certificates would not fit into a packet.
+    first = [as_dict(one) for one in known if one.authorities is None]
     end = time.monotonic() + _PATIENCE_S
     while True:
         sock = _connect(directory)
         if sock is not None:
             with sock:
-                answer = _tell(sock, {"op": "origin", "origin": words})
+                answer = _tell(sock, {"op": "origin", "origin": words, "known": first})
             if answer is not None:
                 return int(answer["number"])
         _start(directory, ask)
         if time.monotonic() > end:
             raise ObjectServerError("fetcher: it ends again and again", hint="the log of the domain says why")
-
-
-class Source(Record):
-    """Where a blob is had over HTTP. url: `{digest}` in it stands for the blob's hexadecimal digits. headers: secrets,
-    for that host alone. lifetime_s: after which it no longer works, 0 for never. authorities: certificates, as text.
-    """
-
-    unshown = ("url", "headers")
-
-    url: str
-    headers: tuple[str, ...] = ()
-    lifetime_s: float = 0
-    authorities: str | None = None
 
 
 def sources(directory: int, number: int) -> list[Source]:

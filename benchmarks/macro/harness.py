@@ -78,6 +78,10 @@ class ContenderError(RuntimeError):
     """A contender ended with another status than 0, or said something else than it had to: the scenario is void."""
 
 
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""What is measured is an installed command, whose bytecode is there."""
+
+
 def measure(contender: Contender, *, resources: bool = False) -> Measurement:
     """Runs a contender once in a process of its own and waits for it. resources: CPU and memory are wanted too; looking
     at them costs a little of a core.
@@ -91,7 +95,7 @@ def measure(contender: Contender, *, resources: bool = False) -> Measurement:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, **contender.environment},
+            env={**_ENVIRONMENT, **contender.environment},
             cwd=contender.directory or CHECKOUT,
         )
         with TreePeak(process.pid) if resources else nullcontext() as watched:
