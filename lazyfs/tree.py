@@ -5,7 +5,7 @@ Names and metadata come from fs.erofs, content from packs by way of the tables. 
 it is answered; one that is wrong, or not there, is EIO and a line in the log. Speed is not the aim, the kernel path has
 it.
 
-    holder (root's mounts only: waits, then unmounts what is still mounted) ── forks ──► server (nobody)
+    holder (waits, then unmounts what is still mounted) ── forks ──► server (of root's mounts: nobody)
 
 One trio task for each request. Directories and inodes are answered at once, from memory; a frame that is not in the
 cache is read, decoded and verified in a worker thread, which shares nothing with the tasks but what it was given.
@@ -43,6 +43,7 @@ SOURCE = "onesec"
 NOBODY = 65534
 FRAMES_CACHED = 128  # of at most 256 KiB
 
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _FOREVER_S = 365 * 86400.0  # the image never changes
 _HIDDEN = b"trusted.overlay."
 _OBJECTS_CACHED = 256
@@ -383,23 +384,25 @@ def _serve(tree: Tree, directory: str, client: Client) -> None:
             f"{directory}: portable mount: {error}", hint="is the directory yours to mount on? The log says more"
         ) from error
     try:
-        if os.geteuid() == 0:
-            _hold(client)
-        else:
-            trio.run(_main, client)
+        _hold(client)
     finally:
         pyfuse3.close()  # unmounts what is still mounted
 
 
 def _hold(client: Client) -> None:
-    """Has a process without privileges serve, and waits for its end: only root can unmount what root mounted."""
+    """Has another process serve, one without privileges, and waits for its end. So there is somebody left to unmount,
+    whatever happens to the server, and with the right to do it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # none comes while it is not clear whose it is
     server = os.fork()
     if server == 0:
         status = 1
         try:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setresgid(NOBODY, NOBODY, NOBODY)
+                os.setresuid(NOBODY, NOBODY, NOBODY)
             trio.run(_main, client)
             status = 0
         except BaseException as error:
@@ -407,8 +410,9 @@ def _hold(client: Client) -> None:
         finally:
             os._exit(status)
     client.close()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _ENDING:
         signal.signal(number, lambda number, _: os.kill(server, number))
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     os.waitpid(server, 0)
 
 
@@ -428,7 +432,7 @@ def _check_machine() -> None:
 
 
 async def _main(client: Client) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(*_ENDING) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal, signals)
             nursery.start_soon(_end_unheard, client)

@@ -1,7 +1,8 @@
 """``python -m tests.support.unprivileged UID CALLS``: calls of the command, made by a user without privileges.
 
-CALLS is JSON, a list of calls, each a list of words. ["snapshot", DIR, FILE] pickles what is seen of a tree; all others
-are words of `onesec`. Prints a line of JSON for each: its status, and what it said on stderr.
+CALLS is JSON, a list of calls, each a list of words. ["snapshot", DIR, FILE] pickles what is seen of a tree; ["kill
+server", DIR] kills what serves a mount and waits until that is gone; all others are words of `onesec`. Prints a line of
+JSON for each: its status, and what it said on stderr.
 
 The calls have a mount namespace of their own, in which /dev/fuse is everybody's, as udev leaves it, and in which an
 interpreter and a checkout below /root can be read.
@@ -10,15 +11,21 @@ interpreter and a checkout below /root can be read.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import json
 import os
 import pickle
+import signal
 import stat
 import sys
 import tempfile
+import time
+from pathlib import Path
 
 import cext
+from lazyfs import portable
+from lazyfs.mount import mount_table
 from onesec.cli.main import main
 from tests.support.command import ROOT
 from tests.support.trees import snapshot
@@ -33,10 +40,31 @@ def call(words: list[str]) -> dict[str, object]:
         with open(words[2], "wb") as file:
             pickle.dump(snapshot(words[1]), file)
         return {"status": 0, "stderr": ""}
+    if words[0] == "kill server":
+        return {"status": 0 if kill_server(words[1]) else 1, "stderr": ""}
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         status = main(words)
     return {"status": status, "stderr": said.getvalue()}
+
+
+def kill_server(directory: str) -> bool:
+    """Whether the mount went with it. Of the two processes that a mount has, the server is the other's child."""
+    ours = {}
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            text = Path("/proc", name, "stat").read_text() if name.isdigit() else ""
+            if f"({portable.NAME[:15]})" in text and os.readlink(f"/proc/{name}/fd/2").startswith(os.environ["HOME"]):
+                ours[int(name)] = int(text.rpartition(") ")[2].split()[1])
+    for process, parent in ours.items():
+        if parent in ours:
+            os.kill(process, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while any(row.target == directory for row in mount_table()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def closed_parent(path: str) -> str | None:
@@ -78,5 +106,6 @@ if __name__ == "__main__":
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: a change of user takes /proc/<pid> away from its user
     for words in json.loads(sys.argv[2]):
         print(json.dumps(call(words)), flush=True)
