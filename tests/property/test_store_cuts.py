@@ -22,7 +22,7 @@ def test_a_power_cut_at_any_moment_costs_nothing_that_was_durable(tmp_path: Path
         seed = random.randrange(1 << 32)
         print(f"seed {seed}")
         with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as place:
-            words = [program, place, str(seed)]
+            words = [str(program), place, str(seed)]
             done = subprocess.run(words, env=plain_environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         cuts += int(done.stdout)
