@@ -324,16 +324,10 @@ class _Renewer:
         if number not in self._origins:
             if len(self._origins) >= _ORIGINS_MAX:
                 raise OnesecError(f"got more than {_ORIGINS_MAX} origins")
-            origin = _Origin(words, 1 + _SOURCES_EACH * len(self._origins), _first_try(words))
-            now = time.monotonic()
-            for one in known[:_SOURCES_EACH]:
-                lifetime_s = float(one["lifetime_s"]) or math.inf
-                headers = [str(line) for line in one["headers"]]
-                origin.credentials.append(
-                    _Credentials(str(one["url"]), headers, now + lifetime_s, now + lifetime_s / 2)
-                )
-            if origin.credentials:
-                origin.due = min(one.renew_at for one in origin.credentials)
+            credentials = [_of_client(one) for one in known[:_SOURCES_EACH]]
+            origin = _Origin(words, 1 + _SOURCES_EACH * len(self._origins), credentials or _first_try(words))
+            if credentials:
+                origin.due = min(one.renew_at for one in credentials)
             self._origins[number] = origin
             self._tell_origin(number, origin)
         return number
@@ -391,6 +385,12 @@ def _credentials(words: Mapping[str, Any]) -> list[_Credentials]:
     if "web" in words:
         return [_Credentials(str(one["url"]), [str(line) for line in one["headers"]]) for one in words["web"]]
     return _registry_credentials(words["registry"])
+
+
+def _of_client(source: Mapping[str, Any]) -> _Credentials:
+    now, lifetime_s = time.monotonic(), float(source["lifetime_s"]) or math.inf
+    headers = [str(line) for line in source["headers"]]
+    return _Credentials(str(source["url"]), headers, now + lifetime_s, now + lifetime_s / 2)
 
 
 def _first_try(words: Mapping[str, Any]) -> list[_Credentials]:

@@ -220,7 +220,8 @@ def attach(
     linger_s: how long the server, with its page cache, outlives the attachment.
     deadline_s: after which a read whose bytes do not come fails. store: where chunks are kept that are read again. Both
     of a server that is started now, a running one keeps its own. profile: the server records what is read; its run
-    directory has to be a new one. origin: where packs come from that are not here. known: what of it the caller can read already.
+    directory has to be a new one. origin: where packs come from that are not here. known: what of it the caller can
+    read already.
     """
     settings = ServerSettings(image.domain, deadline_s, store, profile)
     with _domain_directory(run_dir, root, image.domain) as directory:
