@@ -20,6 +20,26 @@ exec env -i """
 """
 )
 
+_ASSEMBLED = (
+    """
+tree=$1; shift
+mount -t tmpfs onesec "$0"
+mkdir "$0/dev" "$0/proc"
+for path in "$tree"/*; do
+    name=${path##*/}
+    if [ -L "$path" ]; then cp -P "$path" "$0/$name"
+    elif [ ! -d "$path" ] || [ "$name" = dev ] || [ "$name" = proc ]; then :
+    else mkdir "$0/$name"; mount --bind "$path" "$0/$name"
+    fi
+done
+mount --rbind /dev "$0/dev"
+mount -t proc proc "$0/proc"
+exec env -i """
+    + f"{PATH}"
+    + """ chroot "$0" "$@"
+"""
+)
+
 
 def chroot(plain: Path, command: Sequence[str]) -> list[str]:
     """In a mount namespace of its own, with /dev and /proc."""
@@ -28,9 +48,11 @@ def chroot(plain: Path, command: Sequence[str]) -> list[str]:
     return ["unshare", "--mount", "sh", "-ec", _IN_CHROOT, str(plain), *command]
 
 
-def bare(tree: Path, command: Sequence[str]) -> list[str]:
-    """By chroot and nothing else, which a read-only tree without /dev can have too."""
-    return ["env", "-i", PATH, "chroot", str(tree), *command]
+def assembled(place: Place, tree: Path, command: Sequence[str]) -> list[str]:
+    """By chroot into a root of bind mounts: a tree that is read-only and has no /dev needs none changed."""
+    root = place.path("assembled")
+    root.mkdir(exist_ok=True)
+    return ["unshare", "--mount", "sh", "-ec", _ASSEMBLED, str(root), str(tree), *command]
 
 
 def crun(place: Place, name: str, plain: Path, command: Sequence[str]) -> list[str]:

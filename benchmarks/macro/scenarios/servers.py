@@ -40,7 +40,9 @@ def run(place: Place) -> Outcome:
         else:
             trees[_FUSE_PYTHON] = stack.enter_context(_fuse_python(place, source.reference))
         large = _largest(source.plain)
-        starts = _both(place, "start", {name: containers.bare(tree, source.workload) for name, tree in trees.items()})
+        starts = _both(
+            place, "start", {name: containers.assembled(place, tree, source.workload) for name, tree in trees.items()}
+        )
         walks = _both(place, "walk", {name: ["find", str(tree), "-size", "+1"] for name, tree in trees.items()})
         reads = _both(place, "read", {name: place.program("read", tree / large) for name, tree in trees.items()})
     require_same({name: ones for name, ones in reads.items() if name.startswith("read")}, "sha256")
@@ -48,7 +50,7 @@ def run(place: Place) -> Outcome:
         [*_over(starts, "start"), *_over(walks, "walk"), *_over(reads, "read")],
         {**starts, **walks, **reads},
         {"read": str(large), "read_bytes": (source.plain / large).stat().st_size},
-        ["start: the workload by chroot without /dev and /proc; walk: find with a stat of each name"],
+        ["start: the workload by chroot into a root of bind mounts; walk: find with a stat of each name"],
         missing,
     )
 
