@@ -99,16 +99,24 @@ def erofs(file: int, *, name: str, nests: Callable[[int, Callable[[], int]], boo
 
     try:
         tree = straight()
-        try:
-            if (nests or _nests)(tree, straight):
-                kept, tree = tree, -1
-                return kept
-        finally:
-            if tree >= 0:
-                os.close(tree)
     except MountError as error:
         if _cause(error) != errno.ENOTBLK:
             raise
+        return _erofs_on_loop(file, name)
+    try:
+        looped = -1 if (nests or _nests)(tree, straight) else _erofs_on_loop(file, name)
+    except UnsupportedError:
+        return tree  # no loop devices: better a container without overlays of its own than none
+    except BaseException:
+        os.close(tree)
+        raise
+    if looped < 0:
+        return tree
+    os.close(tree)
+    return looped
+
+
+def _erofs_on_loop(file: int, name: str) -> int:
     path, device = _loop(file, name)
     try:
         return _erofs(path, name)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cext.errors import UnsupportedError
 from lazyfs import mount, objects
 from lazyfs.errors import MountError
 from tests.fuse.test_objects import CONTENTS, Place, eventually, opened
@@ -141,6 +142,20 @@ def test_where_a_file_counts_as_a_level_the_metadata_comes_through_a_loop_device
         finally:
             os.close(tree)
         assert len(asked) == 1
+
+
+def test_without_loop_devices_the_file_stays_mounted(erofs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(file: int, name: str) -> int:
+        raise UnsupportedError("no loop devices")
+
+    monkeypatch.setattr(mount, "_loop", missing)
+    with open(erofs, "rb") as file:
+        tree = mount.erofs(file.fileno(), name="test", nests=lambda *_: False)
+        try:
+            assert mount.is_erofs(tree)
+            assert os.major(os.fstat(tree).st_dev) != 7
+        finally:
+            os.close(tree)
 
 
 @pytest.mark.parametrize("way", ["detached", "attached"])
