@@ -187,7 +187,15 @@ class Store:
         floor: int = 0,
     ) -> None: ...
     def put(
-        self, id: Buffer, data: Buffer, /, *, algorithm: int = 1, compress: bool = True, pinned: bool = False
+        self,
+        id: Buffer,
+        data: Buffer,
+        /,
+        *,
+        algorithm: int = 1,
+        compress: bool = True,
+        pinned: bool = False,
+        wait: bool = True,
     ) -> None: ...
     def get(self, id: Buffer, /, *, algorithm: int = 1) -> bytes | None: ...
     def flush(self) -> None: ...

@@ -85,16 +85,16 @@ static PyObject *result(os_code code, const os_failure *failure) {
 }
 
 static PyObject *store_put(PyObject *object, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"", "", "algorithm", "compress", "pinned", NULL};
+    static char *names[] = {"", "", "algorithm", "compress", "pinned", "wait", NULL};
     Py_buffer id, data;
     unsigned algorithm = OS_ALGORITHM_BLAKE3;
-    int compress = 1, pinned = 0;
+    int compress = 1, pinned = 0, wait = 1;
     os_store *store = made(object);
-    if (store == NULL || !PyArg_ParseTupleAndKeywords(arguments, keywords, "y*y*|$Ipp:put", names, &id, &data,
-                                                      &algorithm, &compress, &pinned))
+    if (store == NULL || !PyArg_ParseTupleAndKeywords(arguments, keywords, "y*y*|$Ippp:put", names, &id, &data,
+                                                      &algorithm, &compress, &pinned, &wait))
         return NULL;
     os_failure failure = {0};
-    unsigned flags = (compress ? OS_STORE_ZSTD : 0) | (pinned ? OS_STORE_PINNED : 0);
+    unsigned flags = (compress ? OS_STORE_ZSTD : 0) | (pinned ? OS_STORE_PINNED : 0) | (wait ? 0 : OS_STORE_NO_WAIT);
     os_code code;
     if (id.len != OS_ID_SIZE)
         code = os_fail(&failure, OS_CORRUPT, "chunk id: got %zd bytes, want 32", id.len);
@@ -260,7 +260,8 @@ static PyObject *store_enter(PyObject *object, PyObject *ignored) {
 #define KEYWORDS(function) (PyCFunction)(void (*)(void)) function, METH_VARARGS | METH_KEYWORDS
 
 static PyMethodDef methods[] = {
-    {"put", KEYWORDS(store_put), "put(id, data, *, algorithm=1, compress=True, pinned=False): verified, then queued."},
+    {"put", KEYWORDS(store_put),
+     "put(id, data, *, algorithm=1, compress=True, pinned=False, wait=True): verified, then queued."},
     {"get", KEYWORDS(store_get), "get(id, *, algorithm=1) -> verified bytes, or None."},
     {"flush", store_flush, METH_NOARGS, "Waits until what was put is durable; raises what went wrong since the last."},
     {"seen", store_seen, METH_O, "seen(id) -> whether it was asked about before, roughly."},

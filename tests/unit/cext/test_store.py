@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import cext
-from cext.errors import ClosedError, CorruptError, MissingError
+from cext.errors import ClosedError, CorruptError, LimitError, MissingError
 from tests.suites.store import chunk
 from tests.support.segments import Entry, entries, entry_header, segment_header
 
@@ -364,6 +364,22 @@ def test_a_child_of_a_fork_is_refused_and_harms_nothing(tmp_path: Path) -> None:
         assert there(store, 1, 3) == [1, 3]
         with pytest.raises(BlockingIOError):
             cext.Store(tmp_path)
+
+
+def test_who_may_not_wait_is_told_that_the_queue_is_full(tmp_path: Path) -> None:
+    accepted, refused = [], 0
+    with cext.Store(tmp_path, queue_size=1) as store:
+        for seed in range(1, 401, 2):
+            try:
+                store.put(*chunk(seed), compress=False, wait=False)
+                accepted.append(seed)
+            except LimitError:
+                refused += 1
+        store.flush()
+        assert refused > 0
+        assert accepted
+        assert there(store, *accepted) == accepted
+        assert store.statistics().queued == 0
 
 
 def test_readers_of_a_dropped_segment_finish(tmp_path: Path) -> None:
