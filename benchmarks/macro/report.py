@@ -44,7 +44,9 @@ details { margin-top: .6rem } summary { cursor: pointer; color: var(--soft) } pr
 figure { margin: .8rem 0 0 } ul { margin: .4rem 0; padding-left: 1.2rem }
 """
 
-_WIDTH, _LABEL, _VALUE, _ROW = 880, 250, 70, 26
+_WIDTH, _VALUE, _ROW = 880, 70, 26
+_LETTER = 7.2  # units of an average letter, rather more
+_LABEL_MIN, _LABEL_MAX = 110, 420
 
 
 def write(results: Path, documents: Sequence[Document]) -> Path:
@@ -116,33 +118,37 @@ def plot(contenders: Mapping[str, Document]) -> str:
     most = max(max(one["runs_s"]) for one in contenders.values()) or 1.0
     unit, factor = ("ms", 1000.0) if most < 1 else ("s", 1.0)
     ticks = _ticks(most * factor)
-    span = _WIDTH - _LABEL - _VALUE
+    left = min(_LABEL_MAX, max(_LABEL_MIN, _LETTER * max(map(len, contenders)) + 20))
+    span = _WIDTH - left - _VALUE
     scale = span / (ticks[-1] / factor)
     height = _ROW * len(contenders) + 24
     lines = [
-        f'<line x1="{_LABEL + tick / factor * scale:.1f}" x2="{_LABEL + tick / factor * scale:.1f}" y1="0" '
-        f'y2="{height - 20}"/><text class="axis" text-anchor="middle" x="{_LABEL + tick / factor * scale:.1f}" '
+        f'<line x1="{left + tick / factor * scale:.1f}" x2="{left + tick / factor * scale:.1f}" y1="0" '
+        f'y2="{height - 20}"/><text class="axis" text-anchor="middle" x="{left + tick / factor * scale:.1f}" '
         f'y="{height - 6}">{_short(tick)}{" " + unit if tick == ticks[-1] else ""}</text>'
         for tick in ticks
     ]
     for row, (name, one) in enumerate(contenders.items()):
-        lines.append(_plot_row(name, one, row * _ROW, scale, unit, factor))
+        lines.append(_plot_row(name, one, (left, row * _ROW), scale, unit, factor))
     label = f"seconds of each run of {', '.join(contenders)}"
     head = f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{_text(label)}">'
     return f"<figure>{head}{''.join(lines)}</svg></figure>"
 
 
-def _plot_row(name: str, one: Document, top: float, scale: float, unit: str, factor: float) -> str:
+def _plot_row(name: str, one: Document, corner: tuple[float, float], scale: float, unit: str, factor: float) -> str:
+    left, top = corner
+    most = int((_LABEL_MAX - 20) / _LETTER)
+    shown = name if len(name) <= most else f"{name[: most - 1]}…"
     middle = top + _ROW / 2
     dots = "".join(
-        f'<circle class="dot" cx="{_LABEL + run * scale:.1f}" cy="{middle:.1f}" r="3.2" fill-opacity=".75"/>'
+        f'<circle class="dot" cx="{left + run * scale:.1f}" cy="{middle:.1f}" r="3.2" fill-opacity=".75"/>'
         for run in one["runs_s"]
     )
-    end = _LABEL + max(one["runs_s"]) * scale + 9
+    end = left + max(one["runs_s"]) * scale + 9
     ours = ' class="ours"' if not _is_reference(name) else ""
     return (
-        f'<g{ours}><text x="{_LABEL - 10}" y="{middle + 4:.1f}" text-anchor="end">{_text(name)}</text>'
-        f'<rect class="bar" x="{_LABEL}" y="{top + 4:.1f}" width="{max(1.0, one["median_s"] * scale):.1f}" '
+        f'<g{ours}><text x="{left - 10}" y="{middle + 4:.1f}" text-anchor="end">{_text(shown)}</text>'
+        f'<rect class="bar" x="{left}" y="{top + 4:.1f}" width="{max(1.0, one["median_s"] * scale):.1f}" '
         f'height="{_ROW - 8}" rx="3"/>{dots}'
         f'<text x="{end:.1f}" y="{middle + 4:.1f}">{readable(one["median_s"] * factor)} {unit}</text></g>'
     )
