@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cext.errors import LimitError, UsageError
+from imagebuilder.bootpack import with_first_boot_pack
 from imagebuilder.errors import BadArchiveError, UnknownSourceError
 from imagebuilder.layer import (
     BLOCK,
@@ -89,8 +90,12 @@ def import_image(
     reference: Reference | None = None,
     progress: Progress | None = None,
     caps: Caps | None = None,
+    boot_pack: bool = True,
 ) -> Imported:
-    """source: `transport:details`. reference: the name to give; without one it comes from the source."""
+    """source: `transport:details`. reference: the name to give; without one it comes from the source.
+
+    boot_pack: whether the image gets a guessed one.
+    """
     progress = progress or Silent()
     reference = reference or default_name(*_split(source))
     if reference.digest is not None:
@@ -104,7 +109,11 @@ def import_image(
         with Workshop(layout) as workshop:
             done = _convert(workshop, foreign, source, domain, progress, caps)
             progress.stage(f"writing the index of {reference.name}")
-            manifest = assemble_image(layout, done.layers, done.config)
+
+            def finish(made: Manifest, tree: bytes) -> Manifest:
+                return with_first_boot_pack(workshop, made, tree, done.config, progress)
+
+            manifest = assemble_image(layout, done.layers, done.config, finish=finish if boot_pack else None)
         layout.tag(reference, manifest, domain=domain)
     return Imported(reference.name, manifest.digest, domain, len(done.layers), done.known)
 

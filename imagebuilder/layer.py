@@ -183,11 +183,15 @@ class Workshop:
         self._stack.close()
         self._chunks = None
 
+    @property
+    def chunks(self) -> cext.ChunkMap:
+        if self._chunks is None:
+            raise ValueError("the workshop is not open")
+        return self._chunks
+
     def make(self, fill: Callable[[LayerWriter], None], *, packs: Iterable[Descriptor] = ()) -> LayerRecord:
         """packs: where the chunks of entries added by `add_known` live."""
-        layout, chunks = self.layout, self._chunks
-        if chunks is None:
-            raise ValueError("the workshop is not open")
+        layout, chunks = self.layout, self.chunks
         with layout.staging() as staging, cext.Ingest(staging.fd, known=chunks) as ingest:
             writer = LayerWriter(ingest)
             fill(writer)
@@ -209,8 +213,17 @@ class Workshop:
             )
 
 
-def assemble_image(layout: Layout, layers: Sequence[LayerRecord], config: bytes) -> Manifest:
-    """Merges layers (bottom first) into an image and stores its manifest; tags nothing. config: raw JSON."""
+def assemble_image(
+    layout: Layout,
+    layers: Sequence[LayerRecord],
+    config: bytes,
+    *,
+    finish: Callable[[Manifest, bytes], Manifest] | None = None,
+) -> Manifest:
+    """Merges layers (bottom first) into an image and stores its manifest; tags nothing. config: raw JSON.
+
+    finish: gets the manifest and the merged tree, gives the manifest that counts.
+    """
     tree = merge([image.read_decoded(layout, layer.index) for layer in layers])
     packs: dict[Digest, Descriptor] = {}
     for layer in layers:
@@ -218,10 +231,12 @@ def assemble_image(layout: Layout, layers: Sequence[LayerRecord], config: bytes)
             packs.setdefault(pack.digest, pack)
     listed = [(pack.digest.raw, pack.size, _table(layout, pack)) for pack in packs.values()]
     erofs, tables = cext.encode_image(tree, listed)
-    del tree, listed
-    return image.manifest_for_image(
+    del listed
+    manifest = image.manifest_for_image(
         layout, config=config, erofs=erofs, tables=tables, layers=[layer.index for layer in layers]
     )
+    del erofs, tables
+    return manifest if finish is None else finish(manifest, tree)
 
 
 def _table(layout: Layout, pack: Descriptor) -> bytes:
@@ -421,9 +436,7 @@ class _UpperWalk(_Walk):
     def __init__(self, layer: LayerWriter, base: Base, note: Callable[[str], None] | None) -> None:
         super().__init__(layer, note)
         self._base = base
-        self._changed: dict[
-            int, bytes
-        ] = {}  # link group of the base -> a name of it in the upper directory
+        self._changed: dict[int, bytes] = {}  # link group of the base -> a name of it in the upper directory
         self._copied: list[tuple[bytes, int]] = []  # names that a renamed directory still has of the base, with groups
         self._over: set[bytes] = set()  # paths at which, and below which, nothing of the base shows through
 

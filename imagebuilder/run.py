@@ -21,6 +21,7 @@ import trio
 from cext import blake3
 from cext.errors import UnsupportedError, UsageError
 from imagebuilder import debian, fetch, importer, local, python, solve
+from imagebuilder.bootpack import with_first_boot_pack
 from imagebuilder.image import CallSite, CopyLocal, DebianBase, OciBase, PipInstall, Run
 from imagebuilder.layer import (
     DIRECTORY,
@@ -53,7 +54,7 @@ _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY"
 class World:
     """What a build has at hand. sandbox: None on a machine that has none. open_tree: the merged tree of layers.
 
-    environment: of the host. secrets: host path of each id.
+    environment: of the host. secrets: host path of each id. boot_pack: whether the image gets a guessed one.
     """
 
     workshop: Workshop
@@ -63,6 +64,7 @@ class World:
     sandbox: Sandbox | None = None
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     use_cache: bool = True
+    boot_pack: bool = True
 
 
 def check_secrets(plan: Plan, secrets: Mapping[str, str]) -> None:
@@ -84,7 +86,13 @@ async def build(plan: Plan, inputs: Inputs, world: World) -> tuple[Manifest, str
     config = dump_json(image_config(base.config, plan.context, inputs.architecture))
     layers = [layer for result in results for layer in result.layers]
     world.progress.stage("writing the index")
-    manifest = await trio.to_thread.run_sync(assemble_image, world.workshop.layout, layers, config)
+
+    def finish(manifest: Manifest, tree: bytes) -> Manifest:
+        return with_first_boot_pack(world.workshop, manifest, tree, config, world.progress, use_cache=world.use_cache)
+
+    manifest = await trio.to_thread.run_sync(
+        lambda: assemble_image(world.workshop.layout, layers, config, finish=finish if world.boot_pack else None)
+    )
     return manifest, base.domain
 
 

@@ -74,8 +74,10 @@ def merged(profiles: Sequence[Sequence[Page]]) -> list[Page]:
     return sorted(place, key=lambda page: place[page])
 
 
-def encode(pages: Iterable[Page], size: Callable[[bytes], int], read: Callable[[Run], bytes]) -> BootPackBytes:
-    """size: of an object. read: the bytes of a run, exactly; both from verified content."""
+def encode(
+    pages: Iterable[Page], size: Callable[[bytes], int], read: Callable[[Run], bytes], *, level: int = LEVEL
+) -> BootPackBytes:
+    """size: of an object. read: the bytes of a run, exactly; both from verified content. level: of zstd."""
     rows: dict[bytes, int] = {}
     runs: list[Run] = []
     frames: list[tuple[bytes, int, int]] = []  # id, plain length, number of runs
@@ -83,7 +85,7 @@ def encode(pages: Iterable[Page], size: Callable[[bytes], int], read: Callable[[
     body = bytearray()
     for frame in _frames(pages, size):
         plain = b"".join(read(run) for run in frame)
-        packed = zstd.compress(plain, level=LEVEL)
+        packed = zstd.compress(plain, level=level)
         for run in frame:
             rows.setdefault(run.object, len(rows))
         runs += frame

@@ -368,8 +368,18 @@ def manifest_for_image(
 
 def put_boot_pack(layout: Layout, manifest: Manifest, head: bytes, frames: bytes) -> Manifest:
     """Stores a boot pack and the manifest of the same image with it. Tags nothing. head: compressed."""
+    return attach_boot_pack(layout, manifest, store_boot_pack(layout, head, frames))
+
+
+def store_boot_pack(layout: Layout, head: bytes, frames: bytes) -> Descriptor:
+    """The blob, described as manifests describe it, durable on return."""
     annotations = {HEAD_DIGEST: "blake3:" + cext.blake3(head).hex(), HEAD_SIZE: str(len(head))}
-    raw = with_boot_pack(manifest, layout.put(head + frames, BOOTPACK, annotations))
+    return layout.put(head + frames, BOOTPACK, annotations)
+
+
+def attach_boot_pack(layout: Layout, manifest: Manifest, pack: Descriptor) -> Manifest:
+    """Stores the manifest of the same image with this boot pack, whose blob is there. Tags nothing."""
+    raw = with_boot_pack(manifest, pack)
     made = Manifest.parse(raw)
     layout.put(raw, made.media_type)
     return made

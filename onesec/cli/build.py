@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--tag", metavar="REF", help="the name to give it; default: from the file's name")
     parser.add_argument("--plan", action="store_true", help="print the steps and what is cached; run nothing")
     parser.add_argument("--no-cache", action="store_true", help="make every step again, and solve requirements anew")
+    parser.add_argument("--no-boot-pack", action="store_true", help="guess none; `onesec profile` can make one later")
     parser.add_argument("--push", action="store_true", help="send it to the registry that the tag names")
     parser.add_argument("--secret", metavar="id=I,src=P", action="append", default=[], help="a file for run(secrets=…)")
 
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     steps = plan(image, inputs)
     if arguments.plan:
         return _show(steps, config)
-    record, lines = _build(steps, inputs, reference, secrets, config, use_cache=not arguments.no_cache)
+    use_cache, boot_pack = not arguments.no_cache, not arguments.no_boot_pack
+    record, lines = _build(steps, inputs, reference, secrets, config, use_cache=use_cache, boot_pack=boot_pack)
     if arguments.push:
         from onesec.cli import push
 
@@ -94,7 +96,14 @@ def _shorten(text: str) -> str:
 
 
 def _build(
-    steps: Plan, inputs: Inputs, reference: Reference, secrets: dict[str, str], config: Config, *, use_cache: bool
+    steps: Plan,
+    inputs: Inputs,
+    reference: Reference,
+    secrets: dict[str, str],
+    config: Config,
+    *,
+    use_cache: bool,
+    boot_pack: bool,
 ) -> tuple[dict[str, Any], list[str]]:
     """Builds and tags. Returns what to say: as a record, and in lines."""
     import trio
@@ -116,6 +125,7 @@ def _build(
             sandbox(config, layout, shown.note),
             secrets,
             use_cache,
+            boot_pack,
         )
         try:
             manifest, domain = trio.run(build, steps, inputs, world)
