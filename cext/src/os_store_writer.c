@@ -97,11 +97,11 @@ static os_code append(os_store *store, job *it, os_failure *failure) {
 static void append_all(os_store *store, job *batch) {
     os_failure failure = {0};
     os_code code = OS_OK;
-    if (atomic_load(&store->broken))
-        return;
     for (job *it = batch; it != NULL; it = it->next)
         if (it->kind == JOB_PUT && code == OS_OK)
-            code = append(store, it, &failure);
+            code = atomic_load(&store->broken)
+                       ? os_fail(&failure, OS_CLOSED, "store: its map failed, want the store opened again")
+                       : append(store, it, &failure);
     if (code != OS_OK)
         os_store_remember(store, &failure);
 }

@@ -231,6 +231,20 @@ def test_a_store_whose_map_failed_takes_nothing_and_says_so(tmp_path: Path) -> N
         assert store.statistics().rebuilt == 1
 
 
+def test_what_was_queued_when_the_map_failed_is_told_by_flush(tmp_path: Path) -> None:
+    with cext.Store(tmp_path) as store:
+        put(store, 1)
+        os.truncate(tmp_path / "data.mdb", 0)
+        try:
+            for seed in range(3, 103, 2):
+                store.put(*chunk(seed))
+        except ClosedError:
+            pass  # it has failed in the middle
+        if store.statistics().puts > 1:
+            with pytest.raises((ClosedError, CorruptError)):
+                store.flush()
+
+
 def test_a_fault_of_somebody_else_still_ends_the_process(tmp_path: Path) -> None:
     cext.Store(tmp_path).close()  # installs the guard
     child = os.fork()
