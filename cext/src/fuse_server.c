@@ -43,6 +43,8 @@
 #include "fuse_parts.h"
 
 #define WAKE_SIGNAL (SIGRTMIN + 7)
+/* A read that waited in vain is tried once more, to say why: what is known about its spans has to be there still. */
+#define PATIENCE_MORE_NS UINT64_C(5000000000)
 
 /* ---------------------------------------------------------------------- requests */
 
@@ -205,7 +207,7 @@ static os_code make_spans(os_fuse_server *server, os_failure *failure) {
     const os_spans_options options = {.env = server->options.env,
                                       .log = &server->log,
                                       .memory = server->options.memory,
-                                      .patience_ns = server->options.deadline_ns,
+                                      .patience_ns = server->options.deadline_ns + PATIENCE_MORE_NS,
                                       .context = server,
                                       .came = on_bytes};
     return os_spans_make(&options, &server->spans, failure);

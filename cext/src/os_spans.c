@@ -8,7 +8,8 @@
  * Threads
  *
  * One of its own: the link's. It reads what the fetcher says, hands out slots, and each TICK looks for spans that
- * nobody has asked for as long as a reader would wait; these it cancels. Readers of the object server: any number.
+ * nobody has asked for as long as a reader would wait; these it cancels. And when nothing was wanted for a while it
+ * gives the memory back. Readers of the object server: any number.
  *
  * The lock
  *
@@ -42,6 +43,7 @@
 #define TICK_MS 500
 #define HOLD_NS UINT64_C(5000000000)
 #define PAUSE_NS UINT64_C(200000000) /* after a fetcher gave something back */
+#define IDLE_NS UINT64_C(2000000000)
 #define BUCKETS 1024u
 
 typedef enum span_state { ABSENT, QUEUED, FLYING, HERE } span_state;
@@ -295,6 +297,24 @@ static void cancel_old(os_spans *spans) {
     }
 }
 
+/* Nobody has wanted anything for a while: what was read is in the page cache, or in the store, so the memory goes back.
+ */
+static void give_memory_back(os_spans *spans) {
+    uint64_t now = now_of(spans);
+    bool used = false, busy = spans->count.queued > 0;
+    for (unsigned at = 0; at < OS_SLOTS; at++) {
+        const span *it = spans->slot[at];
+        used = used || it != NULL;
+        busy = busy || (it != NULL && (!may_go(it, now) || it->used + IDLE_NS > now));
+    }
+    if (!used || busy)
+        return;
+    for (unsigned at = 0; at < OS_SLOTS; at++)
+        if (spans->slot[at] != NULL)
+            forget(spans, spans->slot[at]);
+    madvise(spans->memory, OS_SLOTS_SIZE, MADV_REMOVE); /* if it cannot, it cannot */
+}
+
 static void unlink_fetcher(os_spans *spans) {
     os_log_write(spans->options.log, "the fetcher is gone; what it was asked for waits for another");
     spans->env->close(spans->env->context, spans->sock);
@@ -350,6 +370,7 @@ static void *link_main(void *argument) {
         if (now_of(spans) >= next_tick) {
             cancel_old(spans);
             send_queued(spans); /* what was held may go by now */
+            give_memory_back(spans);
             next_tick = now_of(spans) + TICK_MS * UINT64_C(1000000);
         }
     }
@@ -549,7 +570,7 @@ static os_code set_up(os_spans *spans, os_failure *failure) {
         !(seals & F_SEAL_SHRINK))
         return os_fail(failure, OS_CORRUPT, "spans: got memory that is not %llu sealed bytes",
                        (unsigned long long)OS_SLOTS_SIZE);
-    void *memory = mmap(NULL, OS_SLOTS_SIZE, PROT_READ, MAP_SHARED, spans->options.memory, 0);
+    void *memory = mmap(NULL, OS_SLOTS_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, spans->options.memory, 0);
     if (memory == MAP_FAILED)
         return os_fail_errno(failure, errno, "spans: memory: %s", strerror(errno));
     spans->memory = memory;

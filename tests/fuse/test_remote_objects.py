@@ -317,6 +317,22 @@ def test_more_spans_than_there_are_slots_all_come(tmp_path: Path, origin: Origin
         assert found.served.count("fetched") <= 1.5 * len(places)  # two far places of a span, and then a span twice
 
 
+def test_memory_is_given_back_when_nobody_reads(objects: ObjectSet, origin: Origin) -> None:
+    with remote(objects, origin) as found:
+        check_all(found, objects)
+        assert os.fstat(found.memory).st_blocks > 0
+        eventually(lambda: os.fstat(found.memory).st_blocks == 0)
+        before = found.served.count("fetched")
+        drop_pages(found, objects)
+        assert outcome(found, objects, "large", "read") == DIGESTS["large"]
+        assert found.served.count("fetched") > before
+
+
+def drop_pages(found: Remote, objects: ObjectSet) -> None:
+    with found.served.opened(objects, "large") as fd:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def test_what_came_is_kept_in_the_store(objects: ObjectSet, origin: Origin, tmp_path: Path) -> None:
     with cext.Store(tmp_path) as store:
         with remote(objects, origin, store=store) as found:
