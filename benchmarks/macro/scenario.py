@@ -42,7 +42,7 @@ class Place:
     def path(self, name: str) -> Path:
         return self.directory / name
 
-    def onesec(self, *words: str | Path, root: Path | None = None) -> list[str]:
+    def onesec(self, *words: str | Path, root: Path | None = None, run: str = "run") -> list[str]:
         """A call of the command with this place's root and run directory, as an installed script makes it."""
         return [
             sys.executable,
@@ -51,7 +51,7 @@ class Place:
             "--root",
             str(root or self.root),
             "--run-dir",
-            str(self.directory / "run"),
+            str(self.directory / run),
             *map(str, words),
         ]
 
@@ -80,13 +80,29 @@ class Place:
     @contextmanager
     def mounted(self, reference: str, *, root: Path | None = None, mode: str = "kernel") -> Iterator[Path]:
         """The image's tree, mounted for the block."""
-        target = self.path(f"mounted-{reference}-{mode}")
+        with self._mounted(f"mounted-{reference}-{mode}", ["--mode", mode, reference], root, "run", {}) as target:
+            yield target
+
+    @contextmanager
+    def mounted_without_store(self, reference: str) -> Iterator[Path]:
+        """The same behind an object server of its own that keeps no local store: every read comes out of packs."""
+        settings = self.path("no-store.toml")
+        settings.write_text('[store]\nquota = "0"\n')
+        environment = {"ONESEC_CONFIG": str(settings)}
+        with self._mounted(f"mounted-{reference}-no-store", [reference], None, "run-no-store", environment) as target:
+            yield target
+
+    @contextmanager
+    def _mounted(
+        self, name: str, words: Sequence[str], root: Path | None, run: str, environment: Mapping[str, str]
+    ) -> Iterator[Path]:
+        target = self.path(name)
         target.mkdir(parents=True, exist_ok=True)
-        self.call(self.onesec("mount", "--mode", mode, reference, target, root=root))
+        self.call(self.onesec("mount", *words, target, root=root, run=run), environment=environment)
         try:
             yield target
         finally:
-            self.call(self.onesec("umount", target, root=root))
+            self.call(self.onesec("umount", target, root=root, run=run))
 
     def manifest(self, reference: str, *, root: Path | None = None) -> dict[str, object]:
         """`inspect --json` of an image."""
