@@ -56,7 +56,8 @@ def bounded(growth: int = GROWTH_MAX) -> Iterator[None]:
     yield
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     grown = int(peak.split()[1]) * 1024 - before
-    assert grown <= growth, f"{grown >> 20} MiB more"
+    # a sanitizer keeps what was freed, to find who still uses it
+    assert grown <= growth or "san.so" in os.environ.get("LD_PRELOAD", ""), f"{grown >> 20} MiB more"
     assert sorted(os.listdir("/proc/self/fd")) == descriptors
 
 
