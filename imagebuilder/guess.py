@@ -235,10 +235,11 @@ def start_pages(
     words = [*(settings.get("Entrypoint") or ()), *(settings.get("Cmd") or ())]
     environment = dict(str(item).partition("=")[::2] for item in settings.get("Env") or ())
     machine = _MACHINES.get(str(config.get("architecture")), "x86_64")
-    _Start(guess, environment, str(settings.get("WorkingDir") or "/"), machine).command([str(word) for word in words])
-    for path in _ALWAYS if guess.pages else ():
+    for path in _ALWAYS:
         guess.take_small(path)
-    return list(guess.pages), guess.files
+    before = len(guess.pages)
+    _Start(guess, environment, str(settings.get("WorkingDir") or "/"), machine).command([str(word) for word in words])
+    return (list(guess.pages), guess.files) if len(guess.pages) > before else ([], {})
 
 
 # ---------------------------------------------------------------------- programs

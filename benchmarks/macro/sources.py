@@ -40,7 +40,7 @@ def torch(place: Place) -> Source:
     """Debian with CPU torch, built by `onesec build`; quick: a shell that reads a few files."""
     if place.quick:
         return _tiny(place)
-    place.call(place.onesec("build", CHECKOUT / "examples/torch/image.py", "-t", "torch"))
+    place.call(place.onesec("build", CHECKOUT / "examples/torch/image.py", "-t", "torch", "--no-boot-pack"))
     script = (
         "import time; t, c = time.perf_counter(), time.process_time(); import torch; s = float(torch.ones(2).sum())"
     )

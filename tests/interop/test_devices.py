@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from tests.support.cdi import small_spec
+from tests.support.command import Onesec
+from tests.support.oci import oci_layout, tar_of
 from tests.support.plain import Runner
 from tests.support.trees import PlainImage, make_image
 
@@ -153,3 +156,27 @@ def test_a_library_that_is_gone_is_named(quick: Runner, vendor: Vendor) -> None:
 def test_the_host_s_variables_of_another_vendors_runtime_mean_nothing(quick: Runner) -> None:
     config = {"Env": ["NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=all"]}
     assert b"VENDOR=spec" not in quick("/bin/tool", "env", config=config).stdout
+
+
+def test_what_a_hook_reads_of_the_image_is_part_of_a_profile(tmp_path: Path, tool: Path, vendor: Vendor) -> None:
+    """As the ldconfig hook of a GPU's toolkit does, which reads many files at each start."""
+    tree = tmp_path / "tree"
+    for name in ("bin", "etc", "dev", "proc", "sys", "lib"):
+        (tree / name).mkdir(parents=True)
+    (tree / "bin/tool").write_bytes(tool.read_bytes())
+    (tree / "bin/tool").chmod(0o755)
+    (tree / "lib/library").write_bytes(os.urandom(40_000))
+    oci_layout(tmp_path / "oci", tar_of(tree), {"Cmd": ["/bin/tool", "true"]})
+    vendor.hook.write_text(
+        "#!/usr/bin/python3\nimport json, sys\n"
+        "config = json.load(open(json.load(sys.stdin)['bundle'] + '/config.json'))\n"
+        "open(config['root']['path'] + '/lib/library', 'rb').read()\n"
+    )
+    (tmp_path / "onesec.toml").write_text(f"[run]\nlinger = 0\ncdi = [{str(vendor.specs)!r}]\n")
+    onesec = Onesec(tmp_path, {"ONESEC_CONFIG": str(tmp_path / "onesec.toml")})
+    assert onesec("import", f"oci:{tmp_path / 'oci'}:t", "-t", "app").status == 0
+    plain, with_device = (
+        json.loads(onesec("profile", "--json", *options, "app").out)
+        for options in ([], ["--device", "vendor.com/gpu=0"])
+    )
+    assert with_device["bytes"] >= plain["bytes"] + 40_000

@@ -28,7 +28,7 @@ def cuda(place: Place) -> str:
     """Builds the image with torch and its CUDA libraries: about 5 GB of files. Returns its name."""
     file = place.path("cuda.py")
     file.write_text(CUDA)
-    place.call(place.onesec("build", file, "-t", "cuda"))
+    place.call(place.onesec("build", file, "-t", "cuda", "--no-boot-pack"))
     return "cuda"
 
 
