@@ -53,12 +53,13 @@ def kill_server(directory: str) -> bool:
     ours = {}
     for name in os.listdir("/proc"):
         with contextlib.suppress(OSError):
-            text = Path("/proc", name, "stat").read_text() if name.isdigit() else ""
+            text = Path("/proc", name, "stat").read_text(errors="replace") if name.isdigit() else ""
             if f"({portable.NAME[:15]})" in text and os.readlink(f"/proc/{name}/fd/2").startswith(os.environ["HOME"]):
                 ours[int(name)] = int(text.rpartition(") ")[2].split()[1])
     for process, parent in ours.items():
         if parent in ours:
-            os.kill(process, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # of a mount that is gone, on its way out
+                os.kill(process, signal.SIGKILL)
     deadline = time.monotonic() + 10
     while any(row.target == directory for row in mount_table()):
         if time.monotonic() > deadline:
