@@ -9,8 +9,10 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -253,28 +255,36 @@ def test_neither_way_to_mount_loads_the_portable_server_into_the_client(onesec: 
         assert heavy == set(), mode
 
 
+@contextmanager
+def open_directory() -> Iterator[Path]:
+    """A directory that other users can enter. Not below pytest's own, which each run of pytest closes at its start."""
+    with tempfile.TemporaryDirectory(prefix="onesec-test-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
 @pytest.fixture(scope="module")
-def kinds(real_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kinds(real_machine: None) -> Iterator[Path]:
     """A directory with a tree of every kind and its OCI layout, readable by everybody."""
-    directory = tmp_path_factory.mktemp("kinds")
-    make_every_kind(directory / "tree")
-    for fifo in (directory / "tree").glob("links/other/*/fifo"):  # GNU tar archives its further names as further fifos
-        fifo.unlink()
-    oci_layout(directory / "oci", tar_of(directory / "tree"), {})
-    return directory
+    with open_directory() as directory:
+        make_every_kind(directory / "tree")
+        for fifo in (directory / "tree").glob("links/other/*/fifo"):  # GNU tar archives its names as several fifos
+            fifo.unlink()
+        oci_layout(directory / "oci", tar_of(directory / "tree"), {})
+        for path in (directory / "oci", *(directory / "oci").rglob("*")):
+            path.chmod(path.stat().st_mode | 0o055)
+        yield directory
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A directory of a user without privileges. pytest's own directories are closed to others."""
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent.stat().st_mode & 0o005 != 0o005:
-            parent.chmod(parent.stat().st_mode | 0o055)
-    found = tmp_path / "home"
-    (found / "m").mkdir(parents=True)
-    for path in (found, found / "m"):
-        os.chown(path, NOBODY, NOBODY)
-    return found
+def home() -> Iterator[Path]:
+    """A directory of a user without privileges."""
+    with open_directory() as directory:
+        found = directory / "home"
+        (found / "m").mkdir(parents=True)
+        for path in (found, found / "m"):
+            os.chown(path, NOBODY, NOBODY)
+        yield found
 
 
 def as_nobody(home: Path, *calls: list[str]) -> list[dict[str, object]]:
@@ -292,8 +302,6 @@ def as_nobody(home: Path, *calls: list[str]) -> list[dict[str, object]]:
 
 
 def test_a_user_without_privileges_imports_mounts_reads_and_unmounts(home: Path, kinds: Path) -> None:
-    for path in (kinds, *(kinds / "oci").rglob("*"), kinds / "oci", kinds.parent):
-        path.chmod(path.stat().st_mode | 0o055)
     target, seen = str(home / "m"), str(home / "seen")
     answers = as_nobody(
         home,
