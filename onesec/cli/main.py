@@ -102,11 +102,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """What the `onesec` program is: the command, and no taking down of the interpreter, which costs as long as crun."""
+    _open_standard_streams()
     status = main()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(status)
+
+
+def _open_standard_streams() -> None:
+    """A descriptor that the caller closed becomes /dev/null, or the next file of ours would be the container's."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)  # the lowest that is free
+            assert fd == number
+            os.set_inheritable(fd, True)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")  # None if it was closed
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def complain(message: str, hint: str | None = None) -> None:

@@ -117,3 +117,18 @@ def test_a_closed_pipe_ends_quietly() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_descriptors_that_the_caller_closed_are_dev_null() -> None:
+    """Else the next file that is opened, of ours or of the host, would be the container's stdin."""
+    script = "import os; from onesec.cli import main as m; m.main = lambda: os.write(9, os.fsencode(repr([\n"
+    script += "    os.readlink(f'/proc/self/fd/{n}') for n in range(3)]))) and 7; m.entry()"
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" 9>&1 0<&- 1>&- 2>&-', "sh", sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout) == (7, repr(["/dev/null"] * 3))
