@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import resource
 import select
 import signal
 import threading
@@ -24,7 +25,7 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn, Protocol
 
 import cext
-from cext.errors import CorruptError, OnesecError
+from cext.errors import CorruptError, LimitError, OnesecError
 from cext.record import Record, as_dict, replace
 from lazyfs import remote
 from lazyfs.objects import Attachment, Push
@@ -33,6 +34,8 @@ NAME = "onesec-prefill"
 THREADS = 2
 AHEAD = 8
 """Frames that are read and not yet pushed."""
+
+HEAD_MAX = 65 << 20  # bytes as they travel: of OS_BOOT_HEAD_MAX that zstd could make no smaller
 
 PROGRESS_MAX = 200  # points of a report: it has to fit into a pipe
 
@@ -143,6 +146,8 @@ def _become_pusher(attachment: Attachment, pack: BootPackFile, how: Push, result
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # a descriptor for each object
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         _let_go({pack.fd, pack.directory, how.connection, result, attachment.objects, attachment.connection} - {-1})
         try:
             report = push(pack, attachment.objects, how.connection, attachment.pin, pinned=how.pinned)
@@ -218,11 +223,16 @@ def opened(pack: BootPackFile) -> Iterator[Source]:
 
 
 def open_boot_pack(pack: BootPackFile, source: Source) -> cext.BootPack:
-    """By its verified head. Raises CorruptError."""
+    """By its verified head. Raises CorruptError, LimitError."""
+    if pack.head_size > HEAD_MAX:
+        raise LimitError(f"boot pack {pack.digest}: got a head of {pack.head_size} bytes, want at most {HEAD_MAX}")
     head = source.read(0, pack.head_size)
     if cext.blake3(head) != pack.head_digest:
         raise CorruptError(f"boot pack {pack.digest}: got a head of another hash")
-    return cext.BootPack(head)
+    boot = cext.BootPack(head)
+    if pack.fd < 0 and (size := pack.head_size + sum(packed for packed, _ in boot.frames)) != pack.size:
+        raise CorruptError(f"boot pack {pack.digest}: got frames to byte {size}, want {pack.size}")
+    return boot
 
 
 class _Push:

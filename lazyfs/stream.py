@@ -77,9 +77,6 @@ class Stream:
             raise CorruptError(f"boot pack {self._pack.digest}: got a frame beyond its end")
         first, last = offset // SPAN, (offset + size - 1) // SPAN
         data = b"".join(self._span(number) for number in range(first, last + 1))
-        with self._changed:
-            self._floor = max(self._floor, first - BEHIND)
-            self._changed.notify_all()
         self._save(first)
         start = offset - first * SPAN
         return data[start : start + size]
@@ -103,6 +100,9 @@ class Stream:
 
     def _span(self, number: int) -> bytes:
         with self._changed:
+            if self._floor < number - BEHIND:  # what is wanted next is asked for, however much is read in one piece
+                self._floor = number - BEHIND
+                self._changed.notify_all()
             self._changed.wait_for(lambda: number in self._spans or self._error is not None)
             if number not in self._spans:
                 assert self._error is not None
@@ -127,9 +127,7 @@ class Stream:
     def _fetch(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._next < self._floor + BEHIND + 2 * FLIGHTS or self._next >= self._count
-                )
+                self._changed.wait_for(lambda: self._next < self._floor + _WINDOW or self._next >= self._count)
                 number = self._next
                 if number >= self._count or self._error is not None:
                     return

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import cext
-from cext.errors import CorruptError
+from cext.errors import CorruptError, LimitError
+from cext.record import replace
 from lazyfs import objects, prefill, profile
 from lazyfs.bootpack import PAGE, BootPackBytes, Page
 from lazyfs.objects import Attachment
@@ -292,3 +293,32 @@ def test_a_lying_origin_costs_time_or_the_boot_pack_never_a_byte(made: ObjectSet
         for name in ("large", "tail"):
             with open(os.open(made.path(name), os.O_RDONLY, dir_fd=attachment.objects), "rb") as reader:
                 assert reader.read() == content(name)
+
+
+def test_a_head_longer_than_the_window_of_requests_comes_and_memory_has_a_limit(tmp_path: Path) -> None:
+    blob = os.urandom(40 << 20)
+    with serving() as origin:
+        digest = "sha256:" + origin.add(blob).hex()
+        place = [Source(origin.url)]
+
+        def file(head: int) -> prefill.BootPackFile:
+            return prefill.BootPackFile(-1, digest, cext.blake3(blob[:head]), head, len(blob), lambda: place)
+
+        whole = file(len(blob))
+        with prefill.opened(whole) as source:
+            assert source.read(0, len(blob)) == blob
+        with prefill.opened(whole) as source, pytest.raises(LimitError, match="got a head of"):
+            prefill.open_boot_pack(replace(whole, head_size=1 << 30), source)
+
+
+def test_bytes_behind_the_last_frame_are_refused(made: ObjectSet, tmp_path: Path) -> None:
+    """A blob of any size would be brought here for nothing."""
+    _, pack = profiled(made, tmp_path)
+    longer = BootPackBytes(pack.head, pack.frames + bytes(3 << 20), pack.pages, pack.total)
+    with opened(made) as image, attached(image, tmp_path) as attachment, serving() as origin:
+        with (
+            remote_file(longer, origin, tmp_path / "blobs") as file,
+            pytest.raises(CorruptError, match="got frames to"),
+        ):
+            pushed(attachment, file)
+        assert os.listdir(tmp_path / "blobs") == []
