@@ -127,3 +127,18 @@ def keep_only(fds: Sequence[int], log: int) -> list[int]:
         os.dup2(fd, number, inheritable=False)
     os.closerange(3 + len(fds), 1 << 20)
     return list(range(3, 3 + len(fds)))
+
+
+def remove_socket(directory: int, name: str) -> None:
+    """At the end of a process that listened on a socket of a domain's directory, unless somebody listens again: a
+    successor may have been faster. Makes nothing: who deletes the directory while we end has to find it empty.
+    """
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        lock = os.open("lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            sock.connect(f"/proc/self/fd/{directory}/{name}")
+        except ConnectionRefusedError:
+            os.unlink(name, dir_fd=directory)
+        finally:
+            os.close(lock)

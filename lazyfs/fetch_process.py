@@ -100,6 +100,8 @@ def _renewer_main(fds: Sequence[int], client: background.Client) -> int:
     client.heard()
     client.close()
     renewer.run()
+    listener.close()
+    background.remove_socket(directory, "fetch")
     return 0
 
 

@@ -67,6 +67,7 @@ DESCRIPTORS_MAX = 240  # of one message; the kernel takes 253
 FIRST_CLIENT_S = 5
 LINGER_MAX_S = 86400.0
 PINS_MAX = 16384  # objects of one boot pack
+_NO_ROOM_MS = 100  # until the next look for a descriptor for a client
 
 _CLONE = 0x8004E500  # FUSE_DEV_IOC_CLONE
 _CLOEXEC = 1
@@ -166,7 +167,7 @@ def start(directory: int, settings: ServerSettings) -> None:
             _become_server(kept, client, settings)
         client.close()
         os.waitpid(server, 0)
-        _remove_socket(kept)
+        background.remove_socket(kept, "socket")
         return 0
 
     log = os.open("log", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
@@ -174,19 +175,6 @@ def start(directory: int, settings: ServerSettings) -> None:
         background.start(NAME, "object server", hold, fds=(directory,), log=log)
     finally:
         os.close(log)
-
-
-def _remove_socket(directory: int) -> None:
-    """Only if nobody listens on it: a successor may have been faster."""
-    lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=directory)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        try:
-            sock.connect(f"/proc/self/fd/{directory}/socket")
-        except ConnectionRefusedError:
-            os.unlink("socket", dir_fd=directory)
-        except OSError:
-            pass
 
 
 def _become_server(directory: int, client: background.Client, settings: ServerSettings) -> NoReturn:
@@ -303,7 +291,7 @@ class Server:
         self._profile = settings.profile
         secret = os.urandom(32)
         deadline = _deadline(settings.deadline_s)
-        _raise_descriptor_limit()
+        self._pins_max = _raise_descriptor_limit() // 4
         memory = _make_memory()
         place = None if settings.store is None else _prepare_store(settings.store, settings.domain)
         os.fchdir(proc)
@@ -377,7 +365,13 @@ class Server:
         return True
 
     def _accept(self, poll: select.poll) -> None:
-        sock, _ = self._listener.accept()
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:  # no descriptor is left; the client waits in the queue
+            _log(f"client: {_words(error).lower()}")
+            if not self._drop_lingering():
+                select.poll().poll(_NO_ROOM_MS)  # nothing but the time passes
+            return
         _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid not in (0, self._user):
             _log(f"refused a connection of uid {uid}")
@@ -391,7 +385,7 @@ class Server:
             data, fds, flags, _ = socket.recv_fds(client.sock, MESSAGE_MAX, DESCRIPTORS_MAX)
         except OSError:
             data, fds, flags = b"", [], 0
-        if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if not data or flags & socket.MSG_TRUNC:
             for fd in fds:
                 os.close(fd)
             self._forget(poll, client)
@@ -399,7 +393,10 @@ class Server:
         answer: dict[str, Any] | None
         given: list[int] = []
         try:
-            answer = self._answer(client, json.loads(data), fds)
+            words = json.loads(data)
+            if flags & socket.MSG_CTRUNC and words["op"] != "pin":
+                raise _Refused("its limit of open files is reached")
+            answer = self._answer(client, words, fds)
             if answer is not None and "image" in answer:
                 shared = self._kept.get(self._images[answer["image"]].metadata)
                 given = [self._tree] if shared is None else [self._tree, *shared.fds]
@@ -536,7 +533,10 @@ class Server:
 
     def _pin(self, client: _Client, number: int, fds: list[int]) -> None:
         if number in client.images and (kept := self._kept.get(self._images[number].pack)) is not None:
-            room = max(0, PINS_MAX - len(kept.fds))
+            room = min(PINS_MAX - len(kept.fds), self._pins_left())
+            if room < len(fds) and self._drop_lingering():
+                room = min(PINS_MAX - len(kept.fds), self._pins_left())
+            room = max(0, room)
             kept.fds += fds[:room]
             del fds[:room]
 
@@ -581,6 +581,18 @@ class Server:
             if kept.until is not None and kept.until <= now:
                 for fd in self._kept.pop(name).fds:
                     os.close(fd)
+
+    def _pins_left(self) -> int:
+        """Descriptors for pins: never so many that there are none for packs and clients."""
+        return self._pins_max - sum(len(kept.fds) for kept in self._kept.values())
+
+    def _drop_lingering(self) -> bool:
+        """Lets go of what no image uses. Whether there was anything."""
+        idle = [name for name, kept in self._kept.items() if kept.until is not None]
+        for name in idle:
+            for fd in self._kept.pop(name).fds:
+                os.close(fd)
+        return bool(idle)
 
     def _drop_unmounted(self) -> None:
         devices = self._devices()
@@ -638,13 +650,14 @@ def _deadline(deadline: float) -> float:
     return deadline
 
 
-def _raise_descriptor_limit() -> None:
-    """A descriptor for each pack of each image."""
+def _raise_descriptor_limit() -> int:
+    """A descriptor for each pack of each image. The limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (1 << 20, max(hard, 1 << 20)))
-        return
+        return 1 << 20
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 def _log(text: str) -> None:
