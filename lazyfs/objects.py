@@ -294,8 +294,11 @@ def log_tail(
 # ---------------------------------------------------------------------- finding and starting
 
 
-class _ServerGone(Exception):
+class _ServerGone(ObjectServerError):
     """The server ended before it answered."""
+
+    def __init__(self) -> None:
+        super().__init__("object server: ended before it answered", hint="its log says why")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ read-ahead, so that each page that is touched, by read(2) or through a mapping, 
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,19 +19,44 @@ from lazyfs.rootfs import remove_tree
 @contextmanager
 def profiling(image: Servable, *, run_dir: str, root: str, deadline_s: float) -> Iterator[Attachment]:
     """The image on a server that records."""
-    parent = f"{run_dir}/profiles"
+    with (
+        _run_directory(f"{run_dir}/profiles") as directory,
+        attach(image, run_dir=directory, root=root, deadline_s=deadline_s, profile=True) as attachment,
+    ):
+        yield attachment
+
+
+@contextmanager
+def _run_directory(parent: str) -> Iterator[str]:
+    """A new one, locked while it is used: what has no lock is of a process that was killed, and is removed."""
     os.makedirs(parent, 0o700, exist_ok=True)
     name = os.urandom(8).hex()
-    os.mkdir(f"{parent}/{name}", 0o700)
+    with ExitStack() as stack:
+        top = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, top)
+        fcntl.flock(top, fcntl.LOCK_EX)  # between mkdir and the lock nobody looks
+        for old in os.listdir(top):
+            with _locked(top, old) as free:
+                if free:
+                    remove_tree(top, old)
+        os.mkdir(name, 0o700, dir_fd=top)
+        stack.enter_context(_locked(top, name))
+        stack.callback(remove_tree, top, name)
+        fcntl.flock(top, fcntl.LOCK_UN)
+        yield f"{parent}/{name}"
+
+
+@contextmanager
+def _locked(top: int, name: str) -> Iterator[bool]:
+    """Whether we have got it."""
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
     try:
-        with attach(image, run_dir=f"{parent}/{name}", root=root, deadline_s=deadline_s, profile=True) as attachment:
-            yield attachment
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
     finally:
-        fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            remove_tree(fd, name)
-        finally:
-            os.close(fd)
+        os.close(fd)
 
 
 def profile(attachment: Attachment, start: Callable[[], int]) -> tuple[int, list[Page]]:

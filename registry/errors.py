@@ -9,6 +9,7 @@ OnesecError
 ├── MissingError
 │   ├── MissingBlobError     the layout lacks a blob that a document names
 │   ├── MissingImageError    no image has this name
+│   ├── MovedTagError        a name no longer means the image that was worked on
 │   └── RemoteBlobsError     blobs that are needed here are only at a registry
 ├── SkopeoError              skopeo could not read the source
 └── RegistryError            a registry did not do what was asked
@@ -55,6 +56,15 @@ class MissingImageError(MissingError):
     def __init__(self, name: str) -> None:
         super().__init__(f"image {name}: not in the layout", hint="`onesec images` lists what is")
         self.name = name
+
+
+class MovedTagError(MissingError):
+    """name: what was going to be given a new meaning. digest: the old one, which it has lost meanwhile."""
+
+    def __init__(self, name: str, digest: str) -> None:
+        super().__init__(f"image {name}: no longer is {digest}, so it stays as it is", hint="call it again")
+        self.name = name
+        self.digest = digest
 
 
 class RemoteBlobsError(MissingError):

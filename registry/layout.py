@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from cext.errors import CorruptError
 from cext.record import Record, replace
-from registry.errors import BadBlobError, BadDocumentError, MissingBlobError, MissingImageError
+from registry.errors import BadBlobError, BadDocumentError, MissingBlobError, MissingImageError, MovedTagError
 from registry.model import (
     DOCUMENT_MAX,
     DOMAIN,
@@ -306,15 +306,28 @@ class Layout:
         return Index.parse(raw, f"{self.images}/index.json").manifests
 
     def tag(
-        self, reference: Reference, manifest: Manifest, *, domain: str = LOCAL_DOMAIN, remote: str | None = None
+        self,
+        reference: Reference,
+        manifest: Manifest,
+        *,
+        domain: str = LOCAL_DOMAIN,
+        remote: str | None = None,
+        instead_of: Digest | None = None,
     ) -> Tag:
         """Gives the manifest, whose blobs are all there and synced, a name; the name's old meaning is forgotten. With a
-        remote, packs may be there instead.
+        remote, packs may be there instead. instead_of: what the name has to mean now, or MovedTagError.
         """
         name = reference.name
         annotations = {REF_NAME: name, DOMAIN: domain} | ({} if remote is None else {REMOTE: remote})
         entry = replace(manifest.descriptor, annotations=annotations)
-        self._change(lambda entries: [*(old for old in entries if old.annotations.get(REF_NAME) != name), entry])
+
+        def with_entry(entries: tuple[Descriptor, ...]) -> list[Descriptor]:
+            meant = [old.digest for old in entries if old.annotations.get(REF_NAME) == name]
+            if instead_of is not None and meant != [instead_of]:
+                raise MovedTagError(name, str(instead_of))
+            return [*(old for old in entries if old.annotations.get(REF_NAME) != name), entry]
+
+        self._change(with_entry)
         return _tag(name, entry)
 
     def untag(self, reference: Reference) -> Tag:

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     probe().require()
     layout = Layout.open(config.root)
     reference = Reference.parse(arguments.reference)
-    with layout.writing(), open_image(layout, reference) as image:
+    with open_image(layout, reference) as image:  # its lease keeps gc from it, and gc need not wait for the command
         require_packs(layout, image)
         with profile.profiling(
             image, run_dir=str(config.run_dir), root=str(config.root), deadline_s=config.run.deadline_s
@@ -61,8 +61,10 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
                         with opened(old) as source:
                             pages = merged([pages_of(open_boot_pack(old, source)), pages])
             made = profile.boot_pack(attachment, pages)
-        manifest = put_boot_pack(layout, image.manifest, made.head, made.frames)
-        layout.tag(Reference.parse(image.name), manifest, domain=image.domain, remote=image.remote)
+        with layout.writing():
+            manifest = put_boot_pack(layout, image.manifest, made.head, made.frames)
+            name = Reference.parse(image.name)
+            layout.tag(name, manifest, domain=image.domain, remote=image.remote, instead_of=image.digest)
     _tell(config, image.name, str(manifest.digest), made.pages, made.total, len(made.head) + len(made.frames))
     return 0
 

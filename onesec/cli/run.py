@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from cext.errors import UsageError
+from cext.errors import OnesecError, UsageError
 from lazyfs.container import Settings
 from lazyfs.errors import ContainerError
 from lazyfs.runtime_config import Network, RunOptions, Volume, image_config
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
                     note=_note,
                     mark=story.mark,
                 )
-                story.tell(served, prefill, options.command, status)
+                _tell(story, served, prefill, options.command, status)
                 return status
         except ContainerError as error:
             if error.status == EXIT_FAILED:
@@ -91,7 +91,8 @@ class _ToldStory(_Story):
     def __init__(self, place: str) -> None:
         from lazyfs.timeline import Timeline
 
-        self._place = place
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        self._fd = -1 if place == "-" else os.open(place, flags, 0o666)  # now: what it says is known before a start
         self._timeline = Timeline()
         self.mark = self._timeline.mark  # type: ignore[method-assign]
         self.mark("interpreter")
@@ -114,11 +115,23 @@ class _ToldStory(_Story):
             boot=None if prefill is None else prefill.pack,
             report=None if prefill is None else prefill.report(),
         )
-        if self._place == "-":
+        if self._fd < 0:
             sys.stderr.write(timeline_page.table(record))
             return
-        with open(self._place, "w", encoding="utf-8") as file:
+        with open(self._fd, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(timeline_page.page(record))
+
+
+def _tell(story: _Story, served: ServedImage, prefill: Prefill | None, command: Sequence[str], status: int) -> None:
+    """Whatever becomes of it, the container has ended with its own status."""
+    from onesec.cli.main import complain, describe
+
+    try:
+        story.tell(served, prefill, command, status)
+    except OnesecError as error:
+        complain(f"--timeline: {error}", error.hint)
+    except OSError as error:
+        complain(f"--timeline: {describe(error)}")
 
 
 def _story(place: str | None) -> _Story:

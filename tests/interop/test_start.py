@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +74,7 @@ def far(made: Made, tmp_path: Path) -> Iterator[Onesec]:
     """A host that knows a login and no image."""
     host = make_host(tmp_path / "far", made.server, auth=made.server.auth())
     yield host
-    eventually(lambda: not list(host.run_dir.glob("domains/*/socket")))
+    eventually(lambda: not [path for path in host.run_dir.rglob("*") if path.is_socket()])
 
 
 def blobs(host: Onesec, name: str) -> dict[str, list[Path]]:
@@ -151,3 +154,125 @@ def test_what_the_registry_does_not_have_is_one_line(made: Made, far: Onesec, na
     first = done.stderr.decode().splitlines()[0]
     assert first == f"onesec: {made.server.host}: has no image {name}"
     assert far("images", "--json").out.strip() == "[]"
+
+
+# ---------------------------------------------------------------------- interrupted, and beside others
+
+
+@pytest.fixture
+def alone(real_machine: None, tmp_path: Path) -> Iterator[Onesec]:
+    """A host with an image `app` of its own."""
+    host = make_host(tmp_path / "alone")
+    said = host("import", shell_image(tmp_path, files={"srv/small": b"hello\n"}), "-t", "app")
+    assert said.status == 0, said.err
+    yield host
+    eventually(lambda: not [path for path in host.run_dir.rglob("*") if path.is_socket()])
+
+
+def started(host: Onesec, *words: str) -> subprocess.Popen[bytes]:
+    """With the container at work: it has said `go`."""
+    process = subprocess.Popen(
+        host.words(*words),
+        env=host.surroundings,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"go\n"
+    return process
+
+
+def servers(host: Onesec) -> list[int]:
+    logs = {str(path) for path in host.run_dir.glob("domains/*/log")}
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.readlink(entry / "fd/2") in logs:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_name_that_moved_during_a_profile_stays_where_it_is(alone: Onesec, tmp_path: Path, again: bool) -> None:
+    (tmp_path / "other").mkdir()
+    other = shell_image(tmp_path / "other", files={"srv/other": b"new\n"})
+    with started(alone, "profile", "app", "/bin/sh", "-c", "echo go; sleep 2") as process:
+        assert alone("import", other, "-t", "app").status == 0 if again else alone("rm", "app").status == 0
+        images = alone("images", "--json").out
+        assert alone("gc").status == 0, "it need not wait for the container"
+        assert process.poll() is None
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err.startswith(b"onesec: image app:latest: no longer is sha256:"), err
+    assert alone("images", "--json").out == images
+    assert alone("fsck").status == 0
+
+
+def test_what_a_killed_profile_leaves_goes_with_the_next(alone: Onesec) -> None:
+    images = alone("images", "--json").out
+    with started(alone, "profile", "app", "/bin/sh", "-c", "echo go; sleep 60") as process:
+        process.kill()
+    assert alone("images", "--json").out == images
+    assert os.listdir(alone.run_dir / "profiles") != []
+    with started(alone, "profile", "app", "/bin/sh", "-c", "echo go; sleep 1") as other:
+        assert alone("profile", "app", "/bin/true").status == 0
+        assert len(os.listdir(alone.run_dir / "profiles")) == 1, "that of the one that is at work"
+        assert other.wait(30) == 1, "its name has moved"
+    assert os.listdir(alone.run_dir / "profiles") == []
+
+
+def test_a_timeline_that_cannot_be_written_is_known_before_the_start(alone: Onesec) -> None:
+    done = ran(alone, "run", "--timeline", "/nowhere/x.html", "app", "/bin/sh", "-c", "echo ran")
+    assert (done.returncode, done.stdout) == (125, b"")
+    assert done.stderr == b"onesec: /nowhere/x.html: no such file or directory\n"
+
+
+def test_a_container_ends_with_its_own_status_whatever_becomes_of_the_timeline(alone: Onesec) -> None:
+    script = "echo go; read x; exit 7"
+    words = alone.words("run", "--timeline", "-", "app", "/bin/sh", "-c", script)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, env=alone.surroundings, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"go\n"
+        for server in servers(alone):
+            with suppress(ProcessLookupError):
+                os.kill(server, signal.SIGKILL)
+        _, err = process.communicate(b"\n", timeout=30)
+    assert process.returncode == 7
+    assert err == b"onesec: --timeline: object server: ended before it answered\nhint: its log says why\n"
+    assert ran(alone, "run", "app", "/bin/cat", "/srv/small").stdout == b"hello\n"
+
+
+def test_a_container_of_a_caller_without_stdin_has_none_of_ours(alone: Onesec) -> None:
+    script = "exec 3>&-; ls -l /proc/self/fd/0; cat"
+    line = ["/bin/sh", "-c", 'exec "$@" 0<&-', "sh", *alone.words("run", "app", "/bin/sh", "-c", script)]
+    done = subprocess.run(line, env=alone.surroundings, capture_output=True, timeout=30, check=False)
+    assert done.stdout.rstrip().endswith(b"-> /dev/null"), done
+
+
+def test_a_host_with_few_descriptors_starts_slower_never_wrong(alone: Onesec, tmp_path: Path) -> None:
+    """Neither the pins of a boot pack nor clients in plenty may leave the server without any."""
+    (tmp_path / "many").mkdir()
+    files = {f"srv/d/{number}": b"%d\n" % number * 50 for number in range(300)}
+    assert alone("import", shell_image(tmp_path / "many", files=files), "-t", "many").status == 0
+    assert ran(alone, "profile", "many", "/bin/sh", "-c", "cat /srv/d/*").returncode == 0
+    few = ["prlimit", "--nofile=100:100", "setpriv", "--bounding-set=-sys_resource"]
+    words = alone.words("run", "many", "/bin/sh", "-c", "echo go; read x; cat /srv/d/*")
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*few, *words], env=alone.surroundings, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"go\n"
+        (place,) = alone.run_dir.glob("domains/*/socket")
+        with ExitStack() as stack:
+            directory = os.open(place.parent, os.O_PATH | os.O_CLOEXEC)  # the path itself is too long for an address
+            stack.callback(os.close, directory)
+            for _ in range(120):
+                client = stack.enter_context(
+                    socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+                )
+                client.connect(f"/proc/self/fd/{directory}/socket")
+            eventually(lambda: "too many open files" in (place.parent / "log").read_text())
+        out, err = process.communicate(b"\n", timeout=30)
+    assert (process.returncode, err) == (0, b"")
+    assert sorted(out.split()) == sorted(b"".join(files.values()).split())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.errors import BadBlobError, BadDocumentError, MissingBlobError, MissingImageError
+from registry.errors import BadBlobError, BadDocumentError, MissingBlobError, MissingImageError, MovedTagError
 from registry.layout import Layout
 from registry.model import OCI_CONFIG, Descriptor, Digest, LayerRecord, Manifest, dump_json
 from registry.reference import Reference
@@ -44,6 +44,20 @@ def test_a_forgotten_tag_is_gone_and_forgetting_it_twice_is_an_error(layout: Lay
     assert layout.tags() == ()
     with pytest.raises(MissingImageError):
         layout.untag(Reference.parse("app"))
+
+
+def test_a_tag_that_moved_meanwhile_is_left_alone(layout: Layout) -> None:
+    old, new, mine = store(layout, "old"), store(layout, "new"), store(layout, "mine")
+    name = Reference.parse("app")
+    layout.tag(name, old)
+    layout.tag(name, new, instead_of=old.digest)
+    with pytest.raises(MovedTagError):
+        layout.tag(name, mine, instead_of=old.digest)
+    assert layout.resolve(name).manifest == new
+    layout.untag(name)
+    with pytest.raises(MovedTagError):
+        layout.tag(name, mine, instead_of=new.digest)
+    assert layout.tags() == ()
 
 
 def test_staging_leaves_nothing_behind_even_when_it_fails(layout: Layout) -> None:
