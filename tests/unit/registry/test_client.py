@@ -504,6 +504,35 @@ def test_a_location_that_has_expired_is_an_error(world: World) -> None:
             world.call(lambda repository: repository.blob_location(blob))
 
 
+def test_sources_are_for_every_blob_of_a_repository_and_end_with_their_token(world: World) -> None:
+    world.registry.users = {"me": "secret"}
+    world.login = Credential("me", "secret")
+    (found,) = world.call(lambda repository: repository.blob_sources(world.blob()))
+    assert found.url == f"http://{world.registry.host}/v2/me/app/blobs/sha256:{{digest}}"
+    assert found.headers == {"authorization": "Bearer token-1"}
+    assert (found.expires_at, found.renew_at) == (1300, 1240)
+
+
+def test_sources_of_mirrors_come_first_and_one_that_fails_is_left_out(world: World) -> None:
+    blob = world.blob()
+    with FakeRegistry() as mirror, FakeRegistry() as broken:
+        mirror.put_blob("me/app", DATA)
+        broken.faults += [Fault("GET", "/blobs/", lambda one: one.send(404))] * 9
+        settings = HostSettings(plain_http=True)
+        world.others = {mirror.host: settings, broken.host: settings}
+        world.mirrors = (broken.host, mirror.host)
+        found = world.call(lambda repository: repository.blob_sources(blob))
+    hosts = [one.url.partition("/v2/")[0].partition("://")[2] for one in found]
+    assert hosts == [mirror.host, world.registry.host]
+
+
+def test_sources_of_a_registry_that_refuses_are_an_error(world: World) -> None:
+    world.registry.users = {"me": "secret"}
+    world.login = Credential("me", "wrong")
+    with pytest.raises(DeniedError):
+        world.call(lambda repository: repository.blob_sources(world.blob()))
+
+
 # ---------------------------------------------------------------------- lists
 
 

@@ -1,0 +1,33 @@
+"""Origins as clients and renewers name them."""
+
+from __future__ import annotations
+
+from lazyfs.remote import RegistryHost, RegistryOrigin, WebSource, number_of, words_of
+
+PROBE = ("sha256:" + "0" * 64, 7)
+
+
+def test_the_same_origin_has_the_same_number_whoever_names_it() -> None:
+    hosts = {"b": RegistryHost(), "a": RegistryHost(plain_http=True, mirrors=("m",))}
+    turned = dict(reversed(hosts.items()))
+    first = number_of(words_of(RegistryOrigin("h/me/app", PROBE, hosts)))
+    assert first == number_of(words_of(RegistryOrigin("h/me/app", PROBE, turned)))
+    assert 0 < first < 1 << 31
+
+
+def test_origins_that_differ_in_anything_have_other_numbers() -> None:
+    origins = [
+        RegistryOrigin("h/me/app", PROBE),
+        RegistryOrigin("h/me/other", PROBE),
+        RegistryOrigin("h/me/app", PROBE, {"h": RegistryHost()}),
+        RegistryOrigin("h/me/app", PROBE, {"h": RegistryHost(ca="/x")}),
+        (WebSource("http://h/{digest}"),),
+        (WebSource("http://h/{digest}", ("X: 1",)),),
+        (WebSource("http://h/{digest}"), WebSource("http://i/{digest}")),
+        (WebSource("http://i/{digest}"), WebSource("http://h/{digest}")),
+    ]
+    assert len({number_of(words_of(origin)) for origin in origins}) == len(origins)
+
+
+def test_headers_are_not_shown() -> None:
+    assert "secret" not in repr(WebSource("http://h/", ("Authorization: Bearer secret",)))
