@@ -11,8 +11,9 @@ import json
 import cext
 from cache.sources import PackSource
 from cext.errors import OnesecError
-from imagebuilder.guess import Contents, start_pages
+from imagebuilder.guess import start_pages
 from imagebuilder.layer import Workshop
+from imagebuilder.pages import Contents
 from imagebuilder.progress import Progress
 from lazyfs.bootpack import BootPackBytes, encode
 from lazyfs.index.layer import open_tree

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import cext
-from imagebuilder.guess import Contents, object_id, start_pages
+from imagebuilder.guess import start_pages
+from imagebuilder.pages import Contents, object_id
 from lazyfs.bootpack import PAGE
 from lazyfs.index.layer import LayerBuilder, Tree, open_tree
 from lazyfs.index.model import PART, Entry, Kind

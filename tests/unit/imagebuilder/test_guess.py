@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from imagebuilder.guess import COMMANDS_MAX, Contents, object_id, start_pages
+from imagebuilder.guess import COMMANDS_MAX, start_pages
+from imagebuilder.pages import Contents, object_id
 from lazyfs.bootpack import encode
 from lazyfs.index.model import Entry
 from tests.support.guessing import Content, Image
