@@ -104,7 +104,7 @@ def test_a_fetcher_that_lies_makes_reads_wait_and_never_read_wrong(objects: Obje
             Remote(served, stack.enter_context(Fetcher()), memory).add(objects)
             waits = pool.submit(served.read, objects, "file")
             end = time.monotonic() + 20
-            while liar.wants < 4:
+            while liar.wants < (1 if kind == "packets" else 4):  # of another version, it may say, and is asked no more
                 assert time.monotonic() < end
                 time.sleep(0.01)
             assert not waits.done()
