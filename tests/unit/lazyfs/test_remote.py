@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lazyfs.remote import RegistryHost, RegistryOrigin, WebSource, number_of, words_of
+from lazyfs.remote import Origin, RegistryHost, RegistryOrigin, WebSource, number_of, words_of
 
 PROBE = ("sha256:" + "0" * 64, 7)
 
@@ -16,7 +16,7 @@ def test_the_same_origin_has_the_same_number_whoever_names_it() -> None:
 
 
 def test_origins_that_differ_in_anything_have_other_numbers() -> None:
-    origins = [
+    origins: list[Origin] = [
         RegistryOrigin("h/me/app", PROBE),
         RegistryOrigin("h/me/other", PROBE),
         RegistryOrigin("h/me/app", PROBE, {"h": RegistryHost()}),
