@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cext.record import replace
@@ -55,7 +55,7 @@ def gpu_names(word: str, known: Catalogue, directories: Sequence[str]) -> list[N
             continue
         kind = gpu_kind(known, directories)
         if part == ALL and f"{kind}={ALL}" not in known.devices:
-            names += [Name(kind, device) for device in _devices(kind, known)]
+            names += [Name(kind, device) for device in _devices(kind, known.devices) or _devices(kind, known.contested)]
         else:
             names.append(parse_name(f"{kind}={part}"))
     return names
@@ -84,9 +84,9 @@ def _because(known: Catalogue) -> str:
     return f" ({broken[0]}{more})" if broken else ""
 
 
-def _devices(kind: str, known: Catalogue) -> list[str]:
+def _devices(kind: str, known: Iterable[str]) -> list[str]:
     """Numbers in their order, then the rest."""
-    names = [name.partition("=")[2] for name in known.devices if name.partition("=")[0] == kind]
+    names = [name.partition("=")[2] for name in known if name.partition("=")[0] == kind]
     return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
 
 
@@ -112,7 +112,7 @@ def _unknown(name: Name, known: Catalogue, directories: Sequence[str]) -> Contai
     files = known.contested.get(str(name))
     if files is not None:
         return ContainerError(f"device {name}: described by {files[0]} and by {files[1]}, want one file")
-    there = _devices(name.kind, known)
+    there = _devices(name.kind, known.devices)
     if there:
         listed = ", ".join(there[:_SHOWN]) + (", …" if len(there) > _SHOWN else "")
         return ContainerError(f"device {name}: not found{_because(known)}", hint=f"{name.kind} has {listed}")

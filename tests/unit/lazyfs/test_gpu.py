@@ -111,6 +111,12 @@ def test_a_device_of_two_files_is_refused_and_both_are_named() -> None:
         edits_of([Name("vendor.com/gpu", "0")], contested, PLACES)
 
 
+def test_all_of_devices_that_are_all_described_twice_is_an_error_and_not_nothing() -> None:
+    contested = known(small_spec(), small_spec())
+    with pytest.raises(ContainerError, match=r"described by /etc/cdi/0.json and by /etc/cdi/1.json"):
+        edits_of(gpu_names("all", contested, PLACES), contested, PLACES)
+
+
 # ---------------------------------------------------------------------- merging
 
 
