@@ -174,7 +174,7 @@ def test_a_push_is_whole_or_nothing(world: World, here: Layout, name: str) -> No
         assert registry.faults == [], said
         for _, raw in registry.manifests.values():
             assert {str(blob.digest) for blob in Manifest.parse(raw).blobs} <= registry.where["me/app"]
-        for digest, data in registry.blobs.items():
+        for digest, data in list(registry.blobs.items()):
             assert Digest.of(data) == Digest(digest)
         push(world, here)
         assert registry.manifests["me/app", "v1"][1] == image.raw
