@@ -1,0 +1,34 @@
+"""The fetch engine under every failure of its environment that can be counted, tests/support/fetch_faults.c."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.origin import serving
+
+ROOT = Path(__file__).parents[3]
+ENGINE = ("fetch", "fetch_flight", "fetch_http", "fetch_measure", "fetch_sources", "env", "log", "result")
+PLAIN = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+DATA = bytes(at % 251 for at in range(300000))
+
+
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_every_call_of_the_engine_may_fail(sanitizers: str, tmp_path: Path) -> None:
+    program = str(tmp_path / "faults")
+    words = ["cc", "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-fsanitize={sanitizers}"]
+    words += [f"-I{ROOT}/cext/src", str(ROOT / "tests/support/fetch_faults.c")]
+    words += [str(ROOT / f"cext/src/os_{name}.c") for name in ENGINE]
+    subprocess.run([*words, "-lcurl", "-pthread", "-o", program], check=True, env=PLAIN)
+    with serving(DATA) as origin:
+        call = [program, str(origin.port), hashlib.sha256(DATA).hexdigest(), str(len(DATA))]
+        done = subprocess.run(call, capture_output=True, text=True, env=PLAIN, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr[-4000:]
+    points = {tuple(line.split()[:2]): int(line.split()[2]) for line in done.stdout.splitlines()}
+    assert points.keys() == {(kind, how) for kind in ("memory", "socket") for how in ("once", "forever")}
+    assert points["memory", "once"] >= 10
+    assert points["socket", "once"] >= 2
