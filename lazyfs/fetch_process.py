@@ -87,6 +87,11 @@ class _Origin:
     busy: bool = False
 
 
+def _pause(failures: int) -> float:
+    """Seconds; also after thousands of failures."""
+    return min(_AGAIN_S * 2 ** min(failures, 10), _AGAIN_MAX_S)
+
+
 def _renewer_main(fds: Sequence[int], client: background.Client) -> int:
     directory, link, memory = fds
     try:
@@ -209,7 +214,7 @@ class _Renewer:
         """A source was refused, or its time has passed."""
         for origin in self._origins.values():
             if origin.first <= source < origin.first + _SOURCES_EACH and not origin.busy:
-                pause = min(_AGAIN_S * 2**origin.failures, _AGAIN_MAX_S) if origin.failures else 0
+                pause = _pause(origin.failures) if origin.failures else 0
                 origin.failures += 1
                 origin.due = min(origin.due, time.monotonic() + pause)
 
@@ -243,7 +248,7 @@ class _Renewer:
             if isinstance(got, str):
                 _log(f"credentials: {got}")
                 origin.failures += 1
-                origin.due = now + min(_AGAIN_S * 2**origin.failures, _AGAIN_MAX_S)
+                origin.due = now + _pause(origin.failures)
                 continue
             origin.credentials = got[:_SOURCES_EACH]
             renew_at = min((one.renew_at for one in origin.credentials), default=math.inf)

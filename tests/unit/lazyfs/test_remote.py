@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lazyfs import fetch_process
 from lazyfs.remote import Origin, RegistryHost, RegistryOrigin, WebSource, number_of, words_of
 
 PROBE = ("sha256:" + "0" * 64, 7)
@@ -31,3 +32,10 @@ def test_origins_that_differ_in_anything_have_other_numbers() -> None:
 
 def test_headers_are_not_shown() -> None:
     assert "secret" not in repr(WebSource("http://h/", ("Authorization: Bearer secret",)))
+
+
+def test_pauses_grow_and_have_an_end_however_long_a_registry_is_away() -> None:
+    pauses = [fetch_process._pause(failures) for failures in (0, 1, 2, 10, 5000)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] < 1
+    assert pauses[-1] < 60
