@@ -56,8 +56,9 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One run of one contender: seconds by its clock, of CPU (children included) and peak resident bytes of it and
-    its children together (0 where resources were not asked for), what it printed, and what its preparation returned.
+    """One run of one contender. wall: seconds by its clock. cpu: seconds of it and of the children that it waited for.
+    peak_memory: resident bytes of it and its children together, 0 where resources were not asked for. output: what it
+    printed. prepared: what its preparation returned.
     """
 
     wall: float
@@ -83,8 +84,8 @@ _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PY
 
 
 def measure(contender: Contender, *, resources: bool = False) -> Measurement:
-    """Runs a contender once in a process of its own and waits for it. resources: CPU and memory are wanted too; looking
-    at them costs a little of a core.
+    """Runs a contender once in a process of its own and waits for it. resources: memory is wanted too; looking at it
+    costs a little of a core.
     """
     prepared = contender.prepare()
     try:
@@ -101,7 +102,7 @@ def measure(contender: Contender, *, resources: bool = False) -> Measurement:
         with TreePeak(process.pid) if resources else nullcontext() as watched:
             output, errors = process.communicate()
         wall = time.perf_counter() - started
-        cpu = _children_cpu() - before if resources else 0.0
+        cpu = _children_cpu() - before
     finally:
         contender.clean_up()
     if process.returncode != 0:
@@ -140,6 +141,11 @@ def rounds(contenders: Sequence[Contender], count: int, *, resources: bool = Fal
 def walls(results: Mapping[str, Sequence[Measurement]], name: str) -> list[float]:
     """The times of one contender, round by round."""
     return [one.wall for one in results[name]]
+
+
+def cpus(results: Mapping[str, Sequence[Measurement]], name: str) -> list[float]:
+    """CPU seconds of one contender, round by round: what else the machine does disturbs them less."""
+    return [one.cpu for one in results[name]]
 
 
 def require_same(results: Mapping[str, Sequence[Measurement]], key: str) -> str:

@@ -21,7 +21,7 @@ def run(place: Place) -> Outcome:
         stack.enter_context(place.mounted(source.reference))  # keeps the object server, and so its pages, between runs
         contenders = [Contender(name, call) for name, call in calls.items()]
         rounds(contenders, 1)
-        warm = rounds(contenders, 2 * place.rounds, resources=True)
+        warm = rounds(contenders, 2 * place.rounds)
     alone = rounds([Contender(name, call) for name, call in calls.items()], place.rounds)
     packs = place.packs(source.reference)
 

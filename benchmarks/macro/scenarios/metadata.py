@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.macro import cold, sources
 from benchmarks.macro.figures import at_most, figure, ratios
-from benchmarks.macro.harness import Contender, ContenderError, Measurement, rounds, walls
+from benchmarks.macro.harness import Contender, ContenderError, Measurement, cpus, rounds, walls
 from benchmarks.macro.scenario import Outcome, Place, Scenario
 
 # Sizes of directories are the file system's own affair; all else has to be the same.
@@ -37,6 +37,12 @@ def run(place: Place) -> Outcome:
                 "x",
                 reference="ext4",
                 want=at_most(1.2),
+            ),
+            figure(
+                "find + stat, warm, CPU time",
+                ratios(cpus(warm, "mounted image"), cpus(warm, "ext4")),
+                "x",
+                reference="ext4",
             ),
             figure(
                 "find + stat, page cache dropped",

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from benchmarks.macro import containers, sources
 from benchmarks.macro.figures import at_most, differences, figure
-from benchmarks.macro.harness import Contender, rounds, walls
+from benchmarks.macro.harness import Contender, cpus, rounds, walls
 from benchmarks.macro.scenario import Outcome, Place, Scenario
 
 _EACH = 6  # rounds for one of the others: a start is short
@@ -27,9 +27,11 @@ def run(place: Place) -> Outcome:
         "alone": [1e3 * one for one in differences(walls(alone, "onesec run"), walls(alone, "crun run"))],
         "served": [1e3 * one for one in differences(walls(served, "onesec run"), walls(served, "crun run"))],
     }
+    cpu = [1e3 * one for one in differences(cpus(alone, "onesec run"), cpus(alone, "crun run"))]
     return Outcome(
         [
             figure("/bin/true, more than crun", ms["alone"], "ms", reference="crun run", want=at_most(60)),
+            figure("/bin/true, more CPU time than crun", cpu, "ms", reference="crun run"),
             figure("/bin/true, more than crun, image mounted elsewhere", ms["served"], "ms", reference="crun run"),
         ],
         {**alone, **{f"{name}, image mounted elsewhere": ones for name, ones in served.items()}},
