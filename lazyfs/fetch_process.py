@@ -89,7 +89,7 @@ class _Origin:
 
 def _pause(failures: int) -> float:
     """Seconds; also after thousands of failures."""
-    return min(_AGAIN_S * 2 ** min(failures, 10), _AGAIN_MAX_S)
+    return float(min(_AGAIN_S * 2 ** min(failures, 10), _AGAIN_MAX_S))
 
 
 def _renewer_main(fds: Sequence[int], client: background.Client) -> int:
