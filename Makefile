@@ -9,7 +9,9 @@ NEEDS := gcc clang make pkg-config python3-dev python3-venv librust-blake3-dev l
 	libcurl4-openssl-dev libfuse3-dev libseccomp-dev fuse3 erofs-utils crun runc skopeo umoci mmdebstrap golang-github-containers-common casync \
 	fio zstd attr podman iproute2 docker-registry nginx openssl chromium fonts-dejavu-core
 SANITIZED := tests/unit/cext tests/unit/cache tests/property tests/interop/test_run.py tests/interop/test_whole_road.py \
-	tests/fuse/test_mount.py tests/fuse/test_chunk_store.py tests/fuse/test_object_server.py tests/fuse/test_remote_objects.py tests/fuse/test_remote_process.py tests/security/test_fetch_link.py tests/fuse/test_objects.py tests/fuse/test_portable.py
+	tests/fuse/test_mount.py tests/fuse/test_chunk_store.py tests/fuse/test_object_server.py tests/fuse/test_objects.py \
+	tests/fuse/test_remote_objects.py tests/fuse/test_remote_process.py tests/security/test_fetch_link.py \
+	tests/fuse/test_portable.py tests/fuse/test_prefill.py tests/unit/lazyfs/test_bootpack.py
 
 .PHONY: help setup test lint types sanitize fuzz demo bench bench-micro clean
 
@@ -58,8 +60,6 @@ sanitize: setup ## the C-related tests under ASan+UBSan, then under TSan
 
 fuzz: setup ## fuzz every decoder for SECONDS each
 	ONESEC_FUZZ_SECONDS=$(SECONDS) .ci/sanitize address,undefined tests/fuzz
-
-
 
 demo: setup ## build a torch image, start it from an empty page cache, say where the time went
 	$(BIN)/python -m benchmarks.demo
