@@ -48,14 +48,20 @@ def start_pages(
     picked = Picked(tree, contents, budget)
     inner = config.get("config")
     settings = inner if isinstance(inner, Mapping) else {}
-    words = [*(settings.get("Entrypoint") or ()), *(settings.get("Cmd") or ())]
-    environment = dict(str(item).partition("=")[::2] for item in settings.get("Env") or ())
+    words = [_plain(word) for word in (*(settings.get("Entrypoint") or ()), *(settings.get("Cmd") or ()))]
+    environment = dict(_plain(item).partition("=")[::2] for item in settings.get("Env") or ())
+    directory = _plain(settings.get("WorkingDir") or "/")
     machine = _MACHINES.get(str(config.get("architecture")), "x86_64")
     for path in _ALWAYS:
         picked.take_small(path)
     before = len(picked.pages)
-    _Start(picked, environment, str(settings.get("WorkingDir") or "/"), machine).command([str(word) for word in words])
+    _Start(picked, environment, directory, machine).command(words)
     return (list(picked.pages), picked.files) if len(picked.pages) > before else ([], {})
+
+
+def _plain(text: object) -> str:
+    """JSON can say half of a surrogate pair, which no path has."""
+    return str(text).encode("utf-8", "replace").decode()
 
 
 class _Start:

@@ -17,6 +17,9 @@ from lazyfs.bootpack import PAGE, Page
 from lazyfs.index.layer import resolve
 from lazyfs.index.model import HOLE, PART, Entry, Kind
 
+LOOKS_MAX = 200_000
+"""Paths that are looked at, a second or two of them; torch needs 5,000. It bounds whatever an image multiplies."""
+
 SMALL_MAX = 64 << 10
 """Bytes of a configuration file that count."""
 
@@ -100,6 +103,7 @@ class Picked:
         self._tree = tree
         self._contents = contents
         self._left = budget // PAGE
+        self._looks = LOOKS_MAX
         self._directories: dict[bytes, frozenset[bytes]] = {}
         self.pages: dict[Page, None] = {}
         self.files: dict[bytes, Entry] = {}
@@ -109,6 +113,8 @@ class Picked:
     def find(self, path: bytes | str) -> Found | None:
         """A file with content, links followed inside of the tree."""
         raw = path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")
+        if not self._may_look():
+            return None
         try:
             parts = resolve(raw.split(b"/"), (b"", self._tree.lookup(b"")), self._child, _symlink)
         except OnesecError:  # a loop, or a path that is too long
@@ -116,6 +122,10 @@ class Picked:
         real = b"/".join(parts)
         entry = self._tree.lookup(real)
         return Found(real, entry) if entry is not None and entry.kind is Kind.FILE and entry.parts else None
+
+    def _may_look(self) -> bool:
+        self._looks -= 1
+        return self._looks >= 0
 
     def _child(self, node: tuple[bytes, Entry | None], name: bytes) -> tuple[bytes, Entry | None] | None:
         path = node[0] + b"/" + name if node[0] else name
@@ -125,6 +135,8 @@ class Picked:
     def listing(self, path: bytes) -> frozenset[bytes]:
         """What stands in a directory, by its path as it is written."""
         found = self._directories.get(path)
+        if not self._may_look():
+            return frozenset()
         if found is None:
             try:
                 real = b"/".join(resolve(path.split(b"/"), (b"", self._tree.lookup(b"")), self._child, _symlink))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -230,6 +231,18 @@ def test_a_file_that_says_it_is_huge_costs_the_budget_and_no_more() -> None:
 
     pages, _ = start_pages(Tree(), contents, {"config": {"Cmd": ["/bin/x"]}}, budget=1 << 20)
     assert len(pages) <= 256
+
+
+def test_whatever_a_configuration_says_ends_soon() -> None:
+    image = Image(PYTHON)
+    half = "\ud800"
+    assert image.guess(half, f"/{half}", Env=[f"{half}={half}", f"PATH={half}"], WorkingDir=half) == {}
+    many = ":".join(f"/usr/lib/.{'/.' * (number % 300)}/python3.11{'/' * (number // 300)}" for number in range(60_000))
+    began = time.process_time()
+    found = image.guess("python3", "main.py", WorkingDir="/app", Env=[f"PYTHONPATH={many}"])
+    assert "usr/bin/python3.11" in found
+    image.guess("nope", Env=[f"PATH={many}"])
+    assert time.process_time() - began < 30
 
 
 def test_random_bytes_in_every_file_fail_nothing() -> None:
