@@ -32,7 +32,7 @@ def build(target: Path, sanitizers: str) -> None:
 def test_every_call_of_an_ingest_may_fail(sanitizers: str, tmp_path: Path) -> None:
     build(tmp_path / "faults", sanitizers)
     (tmp_path / "packs").mkdir()
-    words = [tmp_path / "faults", tmp_path / "packs", *(["once"] if sanitizers == "thread" else [])]
+    words = [str(tmp_path / "faults"), str(tmp_path / "packs"), *(["once"] if sanitizers == "thread" else [])]
     done = subprocess.run(words, capture_output=True, text=True, env=PLAIN, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     points = {}
