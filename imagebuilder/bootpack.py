@@ -53,7 +53,7 @@ def with_first_boot_pack(
 def _key(tree: bytes, config: bytes) -> str:
     inner = json.loads(config).get("config") or {}
     told = {name: inner.get(name) for name in ("Entrypoint", "Cmd", "Env", "WorkingDir")}
-    text = b"\0".join([b"%d" % _VERSION, cext.blake3(tree), dump_json(told)])
+    text = b"\0".join([b"%d" % _VERSION, cext.blake3(tree), json.dumps(told, sort_keys=True).encode("ascii")])
     return "boot-" + cext.blake3(text, context=_CONTEXT).hex()
 
 

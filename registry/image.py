@@ -168,6 +168,11 @@ def check_packs(tables: int, manifest: Manifest) -> None:
         raise BadDocumentError(f"manifest {manifest.digest}", "its packs are not those of its tables")
 
 
+def _is_text(value: object) -> bool:
+    """JSON can say half of a surrogate pair: no document of ours, and no program's argument, can hold it."""
+    return isinstance(value, str) and "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 def parse_config(raw: bytes, what: str) -> dict[str, Any]:
     """An OCI image config whose fields have the types that OCI gives them. Unknown fields stay; nobody acts on them."""
     document = parse_json(raw, what)
@@ -179,11 +184,11 @@ def parse_config(raw: bytes, what: str) -> dict[str, Any]:
     if not isinstance(inner, dict):
         raise BadDocumentError(what, f"config: got {type(inner).__name__}, want an object")
     for key in ("User", "WorkingDir", "StopSignal"):
-        if not isinstance(inner.get(key) or "", str) or "\0" in (inner.get(key) or ""):
+        if not _is_text(inner.get(key) or ""):
             raise BadDocumentError(what, f"{key}: want a string without NUL")
     for key in ("Env", "Entrypoint", "Cmd", "Shell"):
         words = inner.get(key) or []
-        if not isinstance(words, list) or not all(isinstance(word, str) and "\0" not in word for word in words):
+        if not isinstance(words, list) or not all(_is_text(word) for word in words):
             raise BadDocumentError(what, f"{key}: want a list of strings without NUL")
     for word in inner.get("Env") or []:
         if word.startswith("="):

@@ -94,3 +94,10 @@ def test_a_profile_takes_the_place_of_a_guess(onesec: Command, source: str) -> N
     onesec("profile", "app")
     (profiled,) = boot_packs(onesec, "app")
     assert profiled["digest"] != guessed["digest"]
+
+
+def test_a_command_that_is_no_text_is_refused_in_one_line(onesec: Command, tmp_path: Path) -> None:
+    (tmp_path / "tree/bin").mkdir(parents=True)
+    oci_layout(tmp_path / "oci", tar_of(tmp_path / "tree"), {"Cmd": ["\ud800"]})
+    said = onesec("import", f"oci:{tmp_path / 'oci'}:t", "-t", "app", status=1)
+    assert "Cmd: want a list of strings without NUL" in said.error
