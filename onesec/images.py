@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from cache.settings import StoreSettings
@@ -122,6 +122,9 @@ def found_image(reference: str, config: Config) -> tuple[OpenedImage, tuple[Sour
     except MissingImageError:
         if name.host is None:
             raise
+    with layout.bringing(str(name)):
+        with suppress(MissingImageError):
+            return open_image(layout, name), ()  # another start was faster
         from onesec.remote import pull_for_start  # trio and httpx, which an image that is known need not wait for
 
         places = pull_for_start(name, config)

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+import cext
 from cext.errors import CorruptError
 from cext.record import Record, replace
 from registry.errors import BadBlobError, BadDocumentError, MissingBlobError, MissingImageError, MovedTagError
@@ -171,6 +172,16 @@ class Layout:
     def naming(self) -> Iterator[None]:
         """Nobody is replacing index.json."""
         with self._locked("tags.lock", fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def bringing(self, name: str) -> Iterator[None]:
+        """Nobody else is fetching the image of this name for a start. (One lock for many names, so that their files do
+        not pile up.)
+        """
+        with self._locked(
+            f"bringing-{cext.blake3(name.encode(errors='surrogateescape'))[0] % 64:02x}.lock", fcntl.LOCK_EX
+        ):
             yield
 
     @contextmanager

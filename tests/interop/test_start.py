@@ -107,6 +107,21 @@ def test_an_unknown_image_of_a_registry_runs_and_brings_its_boot_pack(made: Made
     assert again.stdout == BIG
 
 
+def test_many_starts_of_an_unknown_image_at_once_bring_it_once(made: Made, far: Onesec) -> None:
+    call = far.words("run", made.name, *COMMAND)
+    starts = [
+        subprocess.Popen(
+            call, env=far.surroundings, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for _ in range(6)
+    ]
+    for start in starts:
+        out, err = start.communicate(timeout=100)
+        assert (start.returncode, out) == (0, b"hello\n"), err
+    assert len(list(far.run_dir.glob("domains/*"))) == 1
+    assert far("fsck").status == 0
+
+
 def test_a_timeline_says_where_the_bytes_of_a_local_start_came_from(made: Made, tmp_path: Path) -> None:
     page = tmp_path / "timeline.html"
     done = ran(made.maker, "run", "--timeline", str(page), "app", *COMMAND)
