@@ -16,6 +16,7 @@ from benchmarks.macro.scenarios import (
     seqread,
     servers,
     start,
+    start_many,
 )
 
 SCENARIOS: dict[str, Scenario] = {
@@ -30,6 +31,7 @@ SCENARIOS: dict[str, Scenario] = {
         servers.SCENARIO,
         start.SCENARIO,
         start.FAST,
+        start_many.SCENARIO,
         build.SCENARIO,
         memory.SCENARIO,
         patch_release.SCENARIO,
