@@ -36,7 +36,7 @@ from typing import Any, NoReturn
 import cext
 from cext.errors import OnesecError
 from lazyfs import background
-from lazyfs.remote import MESSAGE_MAX, number_of
+from lazyfs.remote import MESSAGE_MAX, number_of, proxies_for
 
 RENEWER, FETCHER = "onesec-renewer", "onesec-fetcher"
 _NOBODY = 65534
@@ -449,14 +449,15 @@ def _registry_credentials(words: Mapping[str, Any]) -> list[_Credentials]:
     for one in trio.run(main):
         netloc = origin_of(one.url.replace("{digest}", "0"), "registry").netloc
         settings = hosts.get(netloc)
-        authorities = bundle(settings.ca) if settings is not None and settings.ca is not None else None
+        ca = None if settings is None else settings.ca
+        authorities = bundle(ca) if ca is not None or "SSL_CERT_FILE" in os.environ else None
         headers = [f"{name}: {value}" for name, value in one.headers.items()]
         found.append(_Credentials(one.url, headers, one.expires_at, one.renew_at, authorities))
     return found
 
 
-def bundle(path: str) -> str:
-    """The system's certificates and these."""
+def bundle(path: str | None) -> str:
+    """The system's certificates, or SSL_CERT_FILE's, and these."""
     import ssl
 
     system = ssl.get_default_verify_paths().cafile
@@ -536,6 +537,7 @@ def _take_line(fetcher: Any, words: Mapping[str, Any], sock: socket.socket) -> N
                 headers=words["headers"],
                 lifetime=words["lifetime"],
                 authorities=words["authorities"],
+                **proxies_for(words["url"], os.environ),
             )
         except OnesecError as error:
             _log(f"fetcher: {error}")

@@ -14,6 +14,7 @@ from contextlib import suppress
 from cext.errors import CorruptError
 from cext.fetch import Fetcher
 from lazyfs.prefill import BootPackFile
+from lazyfs.remote import proxies_for
 
 SPAN = 1 << 20
 FLIGHTS = 12
@@ -49,7 +50,12 @@ class Stream:
         sources = self._pack.locate()
         for number, one in enumerate(sources, 1):
             self._fetcher.set_source(
-                number, one.url, headers=one.headers, lifetime=one.lifetime_s, authorities=one.authorities
+                number,
+                one.url,
+                headers=one.headers,
+                lifetime=one.lifetime_s,
+                authorities=one.authorities,
+                **proxies_for(one.url, os.environ),
             )
         self._fetcher.set_origin(_ORIGIN, range(1, 1 + len(sources)))
         if self._pack.directory >= 0:

@@ -101,6 +101,8 @@ typedef struct os_fetch_place {
     unsigned header_count;
     uint64_t lifetime_ns;    /* 0: for ever */
     const char *authorities; /* PEM of the certificates to trust, instead of the engine's; NULL: those */
+    const char *proxy;       /* as CURLOPT_PROXY; NULL: none, whatever the environment says */
+    const char *no_proxy;    /* hosts, as CURLOPT_NOPROXY; NULL: none */
 } os_fetch_place;
 
 /* All copied. A source that was there is replaced and no longer stale; requests in the air go on with what they were

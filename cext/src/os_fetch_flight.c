@@ -115,7 +115,6 @@ static bool set_up(os_fetch_flight *flight) {
     SET(CURLOPT_FOLLOWLOCATION, 0L);
     SET(CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
     SET(CURLOPT_NETRC, (long)CURL_NETRC_IGNORED);
-    SET(CURLOPT_PROXY, ""); /* none from the environment */
     SET(CURLOPT_NOSIGNAL, 1L);
     SET(CURLOPT_USERAGENT, "onesec");
     SET(CURLOPT_HTTP_CONTENT_DECODING, 0L);
@@ -239,6 +238,8 @@ bool os_fetch_take_off(os_fetch_flight *flight) {
     SET(CURLOPT_PIPEWAIT, strncasecmp(flight->url, "https:", 6) == 0 ? 1L : 0L);
     /* A second try is not to sit behind what the first one sits behind. */
     SET(CURLOPT_FRESH_CONNECT, flight->hedge || job->tries > 1 ? 1L : 0L);
+    SET(CURLOPT_PROXY, source != NULL && source->proxy != NULL ? source->proxy : ""); /* none from the environment */
+    SET(CURLOPT_NOPROXY, source != NULL && source->no_proxy != NULL ? source->no_proxy : "");
     struct curl_blob pem = {NULL, 0, CURL_BLOB_COPY};
     if (source != NULL && source->authorities != NULL)
         pem = (struct curl_blob){source->authorities, strlen(source->authorities), CURL_BLOB_COPY};

@@ -27,6 +27,7 @@ typedef struct os_fetch_source {
     char *url;                  /* owned */
     struct curl_slist *headers; /* owned */
     char *authorities;          /* owned; NULL: the engine's */
+    char *proxy, *no_proxy;     /* owned, or NULL */
     char label[OS_FETCH_LABEL_MAX];
     uint64_t version, expires; /* expires: OS_FETCH_NEVER, or on env's clock */
     bool stale;

@@ -14,6 +14,11 @@ static char *copy_text(os_fetch *fetch, const char *text) {
     return copy;
 }
 
+static bool copy_optional(os_fetch *fetch, const char *text, char **out) {
+    *out = text == NULL ? NULL : copy_text(fetch, text);
+    return text == NULL || *out != NULL;
+}
+
 static void release(os_fetch *fetch, void *memory) {
     if (memory != NULL)
         fetch->env->release(fetch->env->context, memory);
@@ -32,6 +37,8 @@ static void free_source(os_fetch *fetch, os_fetch_source *source) {
     forget_hops(fetch, source);
     release(fetch, source->url);
     release(fetch, source->authorities);
+    release(fetch, source->proxy);
+    release(fetch, source->no_proxy);
     curl_slist_free_all(source->headers);
     release(fetch, source);
 }
@@ -117,9 +124,10 @@ os_code os_fetch_set_source(os_fetch *fetch, uint32_t number, const os_fetch_pla
     memset(made, 0, sizeof *made);
     made->number = made->count.source = number;
     made->url = copy_text(fetch, place->url);
-    made->authorities = place->authorities == NULL ? NULL : copy_text(fetch, place->authorities);
     memcpy(made->label, label, sizeof label);
-    bool whole = made->url != NULL && (made->authorities != NULL) == (place->authorities != NULL);
+    bool whole = made->url != NULL && copy_optional(fetch, place->authorities, &made->authorities) &&
+                 copy_optional(fetch, place->proxy, &made->proxy) &&
+                 copy_optional(fetch, place->no_proxy, &made->no_proxy);
     for (unsigned at = 0; at < count && whole; at++) {
         struct curl_slist *longer = curl_slist_append(made->headers, headers[at]);
         whole = longer != NULL;

@@ -101,15 +101,16 @@ static PyObject *py_enter(PyObject *object, PyObject *unused) {
 /* ---------------------------------------------------------------------- sources */
 
 static PyObject *set_source(PyObject *object, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"", "", "headers", "lifetime", "authorities", NULL};
+    static char *names[] = {"", "", "headers", "lifetime", "authorities", "proxy", "no_proxy", NULL};
     unsigned number;
     os_fetch_place place = {0};
     PyObject *sequence = NULL, *lines = NULL;
     const char *line[OS_FETCH_HEADERS_MAX + 1];
     double lifetime = 0;
     os_fetch *fetch = opened(object);
-    if (fetch == NULL || !PyArg_ParseTupleAndKeywords(arguments, keywords, "Is|$Odz:set_source", names, &number,
-                                                      &place.url, &sequence, &lifetime, &place.authorities))
+    if (fetch == NULL ||
+        !PyArg_ParseTupleAndKeywords(arguments, keywords, "Is|$Odzzz:set_source", names, &number, &place.url, &sequence,
+                                     &lifetime, &place.authorities, &place.proxy, &place.no_proxy))
         return NULL;
     if (!(lifetime >= 0 && lifetime < 1e9))
         return PyErr_Format(PyExc_ValueError, "lifetime: want seconds");
@@ -445,7 +446,8 @@ static PyObject *redirect(PyObject *module, PyObject *arguments) {
 
 static PyMethodDef methods[] = {
     {"set_source", KEYWORDS(set_source),
-     "set_source(number, url, *, headers=(), lifetime=0, authorities=None): url may have \"{digest}\" in it. Replaces "
+     "set_source(number, url, *, headers=(), lifetime=0, authorities=None, proxy=None, no_proxy=None): url may have "
+     "\"{digest}\" in it. Replaces "
      "it, and ends its "
      "being stale. lifetime: seconds, 0 for ever. authorities: PEM."},
     {"set_origin", set_origin, METH_VARARGS, "set_origin(number, sources): the first choice first."},

@@ -594,6 +594,20 @@ def test_no_proxy_is_taken_from_the_environment(origin: Origin, monkeypatch: pyt
         assert read(fetcher, origin, 0, 10, timeout=5) == DATA[:10]
 
 
+def test_a_proxy_that_is_named_is_used_but_for_the_hosts_that_are_not(origin: Origin) -> None:
+    proxy = f"http://127.0.0.1:{origin.port}"
+    with Fetcher() as fetcher:
+        fetcher.set_source(1, "http://far.invalid/blobs/{digest}", proxy=proxy, no_proxy="near.invalid")
+        fetcher.set_source(2, "http://near.invalid/blobs/{digest}", proxy=proxy, no_proxy="near.invalid")
+        fetcher.set_origin(1, [1])
+        assert read(fetcher, origin, 0, 10) == DATA[:10]
+        assert origin.asked[0].path.startswith("http://far.invalid/blobs/")
+        fetcher.set_origin(1, [2])
+        with pytest.raises(MissingError):
+            read(fetcher, origin, 0, 10, timeout=0.3)
+        assert origin.count() == 1
+
+
 def test_closing_ends_what_waits(origin: Origin) -> None:
     origin.fail("gone", faults.status(503), times=-1)
     fetcher = Fetcher()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lazyfs import fetch_process
-from lazyfs.remote import Origin, RegistryHost, RegistryOrigin, WebSource, number_of, words_of
+from lazyfs.remote import Origin, RegistryHost, RegistryOrigin, WebSource, number_of, proxies_for, words_of
 
 PROBE = ("sha256:" + "0" * 64, 7)
 
@@ -39,3 +39,11 @@ def test_pauses_grow_and_have_an_end_however_long_a_registry_is_away() -> None:
     assert pauses == sorted(pauses)
     assert pauses[0] < 1
     assert pauses[-1] < 60
+
+
+def test_a_proxy_is_the_one_that_the_environment_names_for_the_scheme() -> None:
+    environment = {"HTTPS_PROXY": "http://p:1", "http_proxy": "http://p:2", "NO_PROXY": "near"}
+    assert proxies_for("https://a/b", environment) == {"proxy": "http://p:1", "no_proxy": "near"}
+    assert proxies_for("http://a/b", environment) == {"proxy": "http://p:2", "no_proxy": "near"}
+    assert proxies_for("http://a/b", {}) == {"proxy": None, "no_proxy": None}
+    assert proxies_for("http://a/b", {"ALL_PROXY": "http://p:3"})["proxy"] == "http://p:3"
