@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cext
+from cext.errors import OnesecError
+from cext.record import replace
 from lazyfs.index.erofs import ErofsReader
 from lazyfs.objects import Attachment
 from lazyfs.prefill import BootPackFile, Report, open_boot_pack, opened
@@ -89,33 +94,56 @@ class Timeline:
         return (reads, len(rows)), counts
 
     def _boot(self, boot: BootPackFile, report: Report | None, objects: int) -> dict[str, Any]:
-        with opened(boot) as source:
-            pack = open_boot_pack(boot, source)
-        packed = boot.head_size + sum(size for size, _ in pack.frames)
-        found: dict[str, Any] = {"all_frames": len(pack.frames), "packed": packed, "error": "", "progress": []}
+        found: dict[str, Any] = {
+            **dict.fromkeys(("all_frames", "packed", "frames", "objects", "bytes"), 0),
+            "start": 0.0,
+            "end": 0.0,
+            "kept": False,
+            "share": None,
+            "error": "",
+            "progress": [],
+        }
+        try:
+            with _here(boot) as local, opened(local) as source:
+                pack = open_boot_pack(local, source)
+        except FileNotFoundError:  # it did not come whole, and is not worth waiting for now
+            found["packed"] = boot.size
+            if report is None:
+                return found
+            return {**found, **self._pushed(report), "all_frames": report.all_frames}
+        except (OnesecError, OSError) as error:
+            return {**found, "error": str(error)}
+        found["all_frames"] = len(pack.frames)
+        found["packed"] = boot.head_size + sum(size for size, _ in pack.frames)
         if report is None:
-            return {
-                **found,
-                "frames": 0,
-                "objects": 0,
-                "bytes": 0,
-                "start": 0.0,
-                "end": 0.0,
-                "kept": False,
-                "share": None,
-            }
+            return found
+        return {**found, **self._pushed(report), "share": _share(pack, objects)}
+
+    def _pushed(self, report: Report) -> dict[str, Any]:
         return {
-            **found,
             "frames": report.frames,
             "objects": report.objects,
             "bytes": report.stored,
             "start": report.started - self._origin,
             "end": report.ended - self._origin,
             "kept": report.kept,
-            "share": _share(pack, objects),
             "error": report.error,
             "progress": [(when - self._origin, stored) for when, stored in report.progress],
         }
+
+
+@contextmanager
+def _here(boot: BootPackFile) -> Iterator[BootPackFile]:
+    """The boot pack as a local file: one that came over the network has been kept. Raises FileNotFoundError."""
+    if boot.fd >= 0:
+        yield boot
+        return
+    name = boot.digest.removeprefix("sha256:")
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=boot.directory)
+    try:
+        yield replace(boot, fd=fd)
+    finally:
+        os.close(fd)
 
 
 def process_began() -> float:
@@ -145,6 +173,8 @@ def _names(erofs: int, wanted: set[bytes]) -> dict[bytes, str]:
 def _share(pack: cext.BootPack, objects: int) -> float | None:
     """Of the pushed bytes, those that are in the page cache now. None where the kernel cannot say."""
     ids, there = pack.objects, 0
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # a descriptor for each object; we are about to end
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     fds: dict[int, int] = {}
     try:
         for row, offset, length in pack.runs:

@@ -98,7 +98,7 @@ def _boot_words(boot: Row | None) -> list[str]:
     """What the boot pack did, in parts of a sentence."""
     if boot is None:
         return ["this image has none, or it is not here"]
-    if not (boot["frames"] or boot["kept"] or boot["error"]):
+    if boot["all_frames"] and not (boot["frames"] or boot["kept"] or boot["error"]):
         return [f"{size(boot['packed'])} packed", "still on its way when the command ended"]
     words = [
         f"{size(boot['bytes'])} in {boot['objects']:,} files",

@@ -143,6 +143,18 @@ def test_a_broken_boot_pack_costs_a_line_in_the_timeline_and_nothing_else(made: 
     assert far("verify", made.name).status == 1
 
 
+def test_a_boot_pack_with_a_broken_head_does_not_cost_the_rest_of_the_timeline(made: Made, far: Onesec) -> None:
+    assert far("pull", made.name).status == 0
+    (pack,) = blobs(far, made.name)[BOOTPACK]
+    data = bytearray(pack.read_bytes())
+    data[30] ^= 1
+    pack.write_bytes(data)
+    done = ran(far, "run", "--timeline", "-", made.name, *COMMAND)
+    assert (done.returncode, done.stdout) == (0, b"hello\n"), done.stderr
+    assert re.search(rb"boot pack: .*broken off: .* head of another hash", done.stderr), done.stderr
+    assert b"slowest reads" in done.stderr
+
+
 def test_a_second_way_to_start_is_merged(made: Made, tmp_path: Path) -> None:
     def pages(*options: str) -> int:
         done = ran(made.maker, "profile", "--json", *options, "app", "/bin/cat", "/srv/big")
