@@ -43,7 +43,7 @@ _NOBODY = 65534
 _ORIGINS_MAX = 1024
 _SOURCES_EACH = 8
 _AGAIN_S, _AGAIN_MAX_S = 0.25, 15.0  # between two tries to get credentials that are refused
-_RESTART_S = 0.25
+_RESTART_S, _RESTART_MAX_S = 0.125, 15.0
 _HELD_MAX = 4 << 20  # bytes of lines that the fetcher has not taken yet
 
 
@@ -138,6 +138,8 @@ class _Renewer:
         self._lines: socket.socket | None = None
         self._received = b""
         self._restart_at = 0.0
+        self._restart_s = _RESTART_S  # after the last death; twice as long after each that follows soon
+        self._started = 0.0
         self._wanted: queue.SimpleQueue[tuple[int, Mapping[str, Any]]] = queue.SimpleQueue()
         self._got: queue.SimpleQueue[tuple[int, list[_Credentials] | str]] = queue.SimpleQueue()
         self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -152,6 +154,7 @@ class _Renewer:
             _become_fetcher(theirs.fileno(), self._link, self._memory)
         theirs.close()
         self._child = child
+        self._started = time.monotonic()
         self._pidfd = os.pidfd_open(child)
         self._lines = ours
         self._received = b""
@@ -206,7 +209,10 @@ class _Renewer:
             self._answer(client, {"error": "it ended"})
         self._asking.clear()
         _log("fetcher: ended; another one is started")
-        self._restart_at = time.monotonic() + _RESTART_S
+        now = time.monotonic()
+        brief = now - self._started < _RESTART_MAX_S  # one that dies of what it is told must not fill the log
+        self._restart_s = min(2 * self._restart_s, _RESTART_MAX_S) if brief else _RESTART_S
+        self._restart_at = now + self._restart_s
 
     # -- credentials
 

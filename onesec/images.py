@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from lazyfs.remote import Origin, Source
 
 
+_TRIES = 3
+"""To bring and open an image: somebody may remove its name in between."""
+
+
 class ServedImage(Record):
     """An image whose objects are answered for."""
 
@@ -123,11 +127,13 @@ def found_image(reference: str, config: Config) -> tuple[OpenedImage, tuple[Sour
         if name.host is None:
             raise
     with layout.bringing(str(name)):
-        with suppress(MissingImageError):
-            return open_image(layout, name), ()  # another start was faster
-        from onesec.remote import pull_for_start  # trio and httpx, which an image that is known need not wait for
+        places: tuple[Source, ...] = ()
+        for _ in range(_TRIES):
+            with suppress(MissingImageError):
+                return open_image(layout, name), places  # at once, if another start was faster
+            from onesec.remote import pull_for_start  # trio and httpx, which an image that is known need not wait for
 
-        places = pull_for_start(name, config)
+            places = pull_for_start(name, config)
         return open_image(layout, name), places
 
 

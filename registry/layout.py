@@ -21,6 +21,7 @@ import fcntl
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -175,14 +176,19 @@ class Layout:
             yield
 
     @contextmanager
-    def bringing(self, name: str) -> Iterator[None]:
-        """Nobody else is fetching the image of this name for a start. (One lock for many names, so that their files do
-        not pile up.)
+    def bringing(self, name: str, patience_s: float = 30) -> Iterator[None]:
+        """Nobody else is fetching the image of this name for a start, or has been at it for so long that we do not wait
+        for it: it may be stopped, or its registry stall. (One lock for many names, so that their files do not pile up.)
         """
-        with self._locked(
-            f"bringing-{cext.blake3(name.encode(errors='surrogateescape'))[0] % 64:02x}.lock", fcntl.LOCK_EX
-        ):
+        slot = cext.blake3(name.encode(errors="surrogateescape"))[0] % 64
+        fd = os.open(f"{self.root}/bringing-{slot:02x}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            end = time.monotonic() + patience_s
+            while not _lock_nowait(fd) and time.monotonic() < end:
+                time.sleep(0.01)
             yield
+        finally:
+            os.close(fd)
 
     @contextmanager
     def _locked(self, name: str, how: int) -> Iterator[None]:
@@ -540,6 +546,14 @@ def remove_tree(path: str) -> None:
             _unlink(entry.path)
     with suppress(FileNotFoundError):  # gc may have been at it too
         os.rmdir(path)
+
+
+def _lock_nowait(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _unlink(path: str) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import subprocess
+import time
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -58,6 +59,15 @@ def test_a_tag_that_moved_meanwhile_is_left_alone(layout: Layout) -> None:
     with pytest.raises(MovedTagError):
         layout.tag(name, mine, instead_of=new.digest)
     assert layout.tags() == ()
+
+
+def test_a_start_waits_for_another_of_its_image_but_not_for_ever(layout: Layout) -> None:
+    with layout.bringing("app"):
+        began = time.monotonic()
+        with layout.bringing("app", patience_s=0.1):
+            assert time.monotonic() - began >= 0.1
+    with layout.bringing("app", patience_s=60), layout.bringing("other"):
+        assert time.monotonic() - began < 30
 
 
 def test_staging_leaves_nothing_behind_even_when_it_fails(layout: Layout) -> None:
