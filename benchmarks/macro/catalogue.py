@@ -31,6 +31,8 @@ SCENARIOS: dict[str, Scenario] = {
         servers.SCENARIO,
         start.SCENARIO,
         start.FAST,
+        start.CUDA,
+        start.CUDA_FAST,
         start_many.SCENARIO,
         build.SCENARIO,
         memory.SCENARIO,

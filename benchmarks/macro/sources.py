@@ -22,6 +22,12 @@ _WORDS = ("index", "return", "value", "tensor", "self", "import", "kernel", "str
 _AGE = "time.clock_gettime(7) - int(open('/proc/self/stat').read().rpartition(')')[2].split()[19]) / 100"
 """Seconds since the process began, to the kernel's tick of 10 ms; 7 is CLOCK_BOOTTIME."""
 
+_CUDA = """
+from onesec import Image
+
+image = Image.debian_slim(python_version="3.11").pip_install("torch==2.14.1")
+"""
+
 _LIBRARY = re.compile(r"(/\S+) \(0x")
 
 
@@ -41,13 +47,33 @@ def torch(place: Place) -> Source:
     if place.quick:
         return _tiny(place)
     place.call(place.onesec("build", CHECKOUT / "examples/torch/image.py", "-t", "torch", "--no-boot-pack"))
+    return Source("torch", _plain(place, "torch"), ("python3", "-c", _script()))
+
+
+def cuda_torch(place: Place) -> Source:
+    """The same with torch's CUDA libraries, 5 GB of files; no GPU is needed for the workload."""
+    if place.quick:
+        return _tiny(place)
+    cuda(place)
+    return Source("cuda", _plain(place, "cuda"), ("python3", "-W", "ignore", "-c", _script()))
+
+
+def cuda(place: Place) -> str:
+    """Builds the image with torch and its CUDA libraries: about 5 GB of files. Returns its name."""
+    file = place.path("cuda.py")
+    file.write_text(_CUDA)
+    place.call(place.onesec("build", file, "-t", "cuda", "--no-boot-pack"))
+    return "cuda"
+
+
+def _script() -> str:
     script = (
         "import time; t, c = time.perf_counter(), time.process_time(); import torch; s = float(torch.ones(2).sum())"
     )
     script += "; t, c = time.perf_counter() - t, time.process_time() - c"
     script += f"; a = {_AGE}"
     script += """; print('{"seconds": %r, "cpu": %r, "sum": %r, "age": %r}' % (t, c, s, a))"""
-    return Source("torch", _plain(place, "torch"), ("python3", "-c", script))
+    return script
 
 
 def _tiny(place: Place) -> Source:

@@ -7,11 +7,6 @@ from benchmarks.macro.figures import Figure, at_most, figure
 from benchmarks.macro.scenario import Outcome, Place, Scenario, blobs
 
 FILES = 100_000
-CUDA = """
-from onesec import Image
-
-image = Image.debian_slim(python_version="3.11").pip_install("torch==2.14.1")
-"""
 
 
 def run(place: Place) -> Outcome:
@@ -19,17 +14,9 @@ def run(place: Place) -> Outcome:
         source = sources.torch(place)
         figures, conditions = _of_image(place, source.reference, "a tiny image", None)
     else:
-        figures, conditions = _of_image(place, cuda(place), "CUDA torch", 0.15)
+        figures, conditions = _of_image(place, sources.cuda(place), "CUDA torch", 0.15)
     more, more_conditions = _of_synthetic(place, 2_000 if place.quick else FILES)
     return Outcome([*figures, *more], conditions={**conditions, **more_conditions})
-
-
-def cuda(place: Place) -> str:
-    """Builds the image with torch and its CUDA libraries: about 5 GB of files. Returns its name."""
-    file = place.path("cuda.py")
-    file.write_text(CUDA)
-    place.call(place.onesec("build", file, "-t", "cuda", "--no-boot-pack"))
-    return "cuda"
 
 
 def _of_image(place: Place, reference: str, name: str, want: float | None) -> tuple[list[Figure], dict[str, object]]:
