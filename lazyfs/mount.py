@@ -185,10 +185,12 @@ def overlay(lowers: Lowers, *, name: str, scratch: int | None = None, attributes
                 raise
     assert lowers.fresh is not None
     fresh = lowers.fresh()
+    # Read here: seen from another mount namespace, below a changed root, the name would begin at the wrong root.
+    called = "" if scratch is None else os.readlink(detached_path(scratch))
 
     def attached(place: Place) -> int:
         with ExitStack() as stack:
-            upper = None if scratch is None else _attached(scratch, place, stack)
+            upper = None if scratch is None else _attached(scratch, called, place, stack)
             return _create_overlay(f"{name}: overlay", _options(place(fresh[0]), place(fresh[1]), upper), attributes)
 
     try:
@@ -226,11 +228,11 @@ def detached_path(tree: int) -> str:
     return f"/proc/self/fd/{tree}"
 
 
-def _attached(directory: int, place: Place, stack: ExitStack) -> str:
+def _attached(directory: int, called: str, place: Place, stack: ExitStack) -> str:
     try:
         return place(directory)
     except OSError:  # a directory of the host, which a private namespace has too
-        fd = os.open(os.readlink(f"/proc/self/fd/{directory}"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(called, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, fd)
         return detached_path(fd)
 

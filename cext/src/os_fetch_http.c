@@ -105,6 +105,14 @@ os_code os_http_check_url(const char *text, char *label, size_t label_room, os_f
     return code;
 }
 
+/* What no URL has: releases of libcurl differ in what they make of it. */
+static bool has_control(const char *text) {
+    for (; *text != '\0'; text++)
+        if ((unsigned char)*text < ' ' || *text == 0x7F)
+            return true;
+    return false;
+}
+
 os_code os_http_redirect(const char *from, const char *location, char *out, size_t room, bool *same,
                          os_failure *failure) {
     CURLU *url = curl_url();
@@ -114,7 +122,7 @@ os_code os_http_redirect(const char *from, const char *location, char *out, size
     *same = false;
     if (url == NULL)
         return os_fail(failure, OS_MEMORY, "redirect: got no memory");
-    if (curl_url_set(url, CURLUPART_URL, from, 0) != CURLUE_OK || !read_origin(url, &before) ||
+    if (has_control(location) || curl_url_set(url, CURLUPART_URL, from, 0) != CURLUE_OK || !read_origin(url, &before) ||
         curl_url_set(url, CURLUPART_URL, location, CURLU_DISALLOW_USER | CURLU_URLENCODE) != CURLUE_OK ||
         curl_url_set(url, CURLUPART_FRAGMENT, NULL, 0) != CURLUE_OK || !read_origin(url, &after) || !is_web(&after) ||
         curl_url_get(url, CURLUPART_URL, &text, 0) != CURLUE_OK) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_scratch_files_in_memory_are_said_once(tmp_path: Path, real_machine: Non
         "built = onesec('build', place / 'image.py', '-t', 'app');"
         "print(said.status, built.status, said.out.strip()); print(said.err); print('---'); print(built.err)"
     )
-    call = ["unshare", "--mount", "sh", "-c", SCRATCH.format(place=tmp_path), "sh", "python3", "-c", inner]
+    call = ["unshare", "--mount", "sh", "-c", SCRATCH.format(place=tmp_path), "sh", sys.executable, "-c", inner]
     done = subprocess.run(
         [*call, str(onesec.directory)], env=onesec.surroundings, capture_output=True, text=True, check=False
     )
