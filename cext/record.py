@@ -22,6 +22,12 @@ class _RecordType(type):
     """Turns the annotations of a class body into slots, and the values given to them into defaults."""
 
     def __new__(mcls, name: str, bases: tuple[type, ...], space: dict[str, Any]) -> _RecordType:
+        if any(getattr(base, "_fields", ()) for base in bases):
+            raise TypeError(f"{name}: got {bases[0].__name__} as its base, want Record: it would lose its fields")
+        if "__annotate_func__" in space or "__annotate__" in space:
+            raise TypeError(
+                f"{name}: got annotations that are not there yet, want `from __future__ import annotations`"
+            )
         fields = tuple(field for field, kind in space.get("__annotations__", {}).items() if "ClassVar" not in str(kind))
         space["_defaults"] = {field: space.pop(field) for field in fields if field in space}
         space["_fields"] = space["__slots__"] = fields

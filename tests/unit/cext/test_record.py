@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import types
 from typing import ClassVar
 
 import pytest
@@ -84,3 +85,16 @@ def test_records_are_copied_pickled_and_replaced() -> None:
 def test_the_empty_mapping_cannot_be_filled() -> None:
     with pytest.raises(TypeError):
         EMPTY["a"] = 1  # type: ignore[index]
+
+
+def test_a_record_is_not_derived_from_further() -> None:
+    with pytest.raises(TypeError, match="would lose its fields"):
+
+        class Point3(Point):
+            z: int = 1
+
+
+def test_annotations_that_are_made_later_are_refused() -> None:
+    """Python 3.14 without the future import: a class without a field would be made, and nobody would notice."""
+    with pytest.raises(TypeError, match="from __future__ import annotations"):
+        types.new_class("Late", (Record,), exec_body=lambda space: space.update(__annotate_func__=dict))

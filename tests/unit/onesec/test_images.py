@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lazyfs.remote import Source
 from onesec import remote
 from onesec.config import Config, load
 from onesec.images import found_image
@@ -25,7 +26,7 @@ def test_an_image_whose_name_is_removed_before_it_is_opened_is_brought_again_but
 ) -> None:
     brought: list[str] = []
 
-    def pull(reference: Reference, _: Config) -> tuple[remote.Source, ...]:
+    def pull(reference: Reference, _: Config) -> tuple[Source, ...]:
         brought.append(str(reference))
         return ()
 
