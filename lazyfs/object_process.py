@@ -17,8 +17,9 @@ Messages are one JSON object in one packet, with descriptors. Of a client:
     packs    rows, more; descriptors: a pack for each row. `more` false ends an attach: the answer has the image's
              number and a descriptor of the object mount, and the shared EROFS mount of `metadata` if there is one
     share    image; descriptor: an EROFS mount, given to each further attach of the same metadata
-    boot     image, pack (name of a boot pack): the client would push it into the page cache. The answer has a
-             descriptor of the FUSE connection, and says whether another is at it (busy) or was (pinned)
+    boot     image, pack (name of a boot pack); descriptor: a pipe that the pusher alone writes into. The client would
+             push it into the page cache. The answer has a descriptor of the FUSE connection, and says whether another
+             is at it (busy) or was (pinned)
     pin      image; descriptors of objects, which stay in the kernel's memory with their pages. No answer
     pushed   image: the client is no longer at it. No answer
     trace    reads are recorded until this client ends
@@ -234,6 +235,26 @@ class _Kept:
     fds: list[int]
     until: float | None = None
     pusher: socket.socket | None = None  # of the client that pushes the boot pack, borrowed
+    pipe: int = -1  # owned; hung up when the pusher is gone, though its client may live on
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+        self.release()
+
+    def is_pushed(self) -> bool:
+        if self.pusher is not None and self.pipe >= 0:
+            poll = select.poll()
+            poll.register(self.pipe, 0)
+            if poll.poll(0):  # nobody can write into it
+                self.release()
+        return self.pusher is not None
+
+    def release(self) -> None:
+        self.pusher = None
+        if self.pipe >= 0:
+            os.close(self.pipe)
+            self.pipe = -1
 
 
 @dataclass(slots=True)
@@ -458,7 +479,7 @@ class Server:
         if what == "connection":
             return {"connection": True}
         if what == "boot":
-            return self._boot(client, int(words["image"]), str(words["pack"]))
+            return self._boot(client, int(words["image"]), str(words["pack"]), fds)
         if what == "pin":
             self._pin(client, int(words["image"]), fds)
             return None
@@ -520,15 +541,16 @@ class Server:
             self._kept[metadata] = _Kept([fds.pop()])
         return {}
 
-    def _boot(self, client: _Client, number: int, pack: str) -> dict[str, Any]:
+    def _boot(self, client: _Client, number: int, pack: str, fds: list[int]) -> dict[str, Any]:
         if number not in client.images:
             raise _Refused(f"boot: got image {number}, which is not this client's")
         self._images[number].pack = pack
         kept = self._kept.setdefault(pack, _Kept([]))
         kept.until = None
-        busy = kept.pusher is not None
+        busy = kept.is_pushed()
         if not busy:
             kept.pusher = client.sock
+            kept.pipe = fds.pop() if fds else -1
         return {"pinned": bool(kept.fds), "busy": busy}
 
     def _pin(self, client: _Client, number: int, fds: list[int]) -> None:
@@ -543,7 +565,7 @@ class Server:
     def _pushed(self, client: _Client) -> None:
         for kept in self._kept.values():
             if kept.pusher is client.sock:
-                kept.pusher = None
+                kept.release()
 
     def _touches(self, fds: list[int]) -> dict[str, Any]:
         if len(fds) != 1:
@@ -579,8 +601,7 @@ class Server:
         now = time.monotonic()
         for name, kept in list(self._kept.items()):
             if kept.until is not None and kept.until <= now:
-                for fd in self._kept.pop(name).fds:
-                    os.close(fd)
+                self._kept.pop(name).close()
 
     def _pins_left(self) -> int:
         """Descriptors for pins: never so many that there are none for packs and clients."""
@@ -590,8 +611,7 @@ class Server:
         """Lets go of what no image uses. Whether there was anything."""
         idle = [name for name, kept in self._kept.items() if kept.until is not None]
         for name in idle:
-            for fd in self._kept.pop(name).fds:
-                os.close(fd)
+            self._kept.pop(name).close()
         return bool(idle)
 
     def _drop_unmounted(self) -> None:

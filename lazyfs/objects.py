@@ -144,9 +144,13 @@ class Attachment:
         _ask(self._sock, {"op": "keep", "image": self.number, "device": f"{os.major(found)}:{os.minor(found)}"})
         self._lease.hand_over()
 
-    def boot(self, pack: str) -> Push:
-        """Whether and how to push a boot pack. Its connection is the caller's."""
-        answer, fds = _ask(self._sock, {"op": "boot", "image": self.number, "pack": pack})
+    def boot(self, pack: str, pipe: int = -1) -> Push:
+        """Whether and how to push a boot pack. Its connection is the caller's.
+
+        pipe (borrowed): one that only the pusher writes into, so that it is known when that dies before we do.
+        """
+        words = {"op": "boot", "image": self.number, "pack": pack}
+        answer, fds = _ask(self._sock, words, [pipe] if pipe >= 0 else [])
         if len(fds) != 1:
             raise ObjectServerError(f"object server: got {len(fds)} descriptors, want its connection")
         return Push(fds[0], bool(answer["pinned"]), bool(answer["busy"]))

@@ -82,7 +82,7 @@ class Prefill:
 
     def __init__(self, process: int, reader: int, pack: BootPackFile) -> None:
         self.pack = pack
-        self._process = process
+        self.process = process
         self._reader = reader  # owned
         self._report: Report | None = None  # there is one: the process is gone
 
@@ -96,7 +96,7 @@ class Prefill:
                 words = json.loads(data)
                 progress = tuple((when, stored) for when, stored in words.pop("progress"))
                 self._report = Report(**words, progress=progress)
-                os.waitpid(self._process, 0)
+                os.waitpid(self.process, 0)
         return self._report
 
     def wait(self, seconds: float) -> Report | None:
@@ -108,8 +108,8 @@ class Prefill:
     def stop(self) -> None:
         """Ends it, wherever it is."""
         if self._report is None:
-            os.kill(self._process, signal.SIGKILL)
-            os.waitpid(self._process, 0)
+            os.kill(self.process, signal.SIGKILL)
+            os.waitpid(self.process, 0)
         os.close(self._reader)
 
     def close(self) -> None:
@@ -121,22 +121,20 @@ class Prefill:
 def start(attachment: Attachment, pack: BootPackFile) -> Prefill | None:
     """Forks the pusher. The image stays served as long as it works. None: another start is pushing the same pack."""
     started = time.monotonic()
-    push = attachment.boot(pack.digest)
-    if push.busy:
-        os.close(push.connection)
-        return None
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    connection = process = -1
     try:
-        process = os.fork()
-        if process == 0:
-            _become_pusher(attachment, pack, push, writer, started)
-    except BaseException:
-        os.close(reader)
-        raise
+        push = attachment.boot(pack.digest, reader)
+        connection = push.connection
+        if not push.busy:
+            process = os.fork()
+            if process == 0:
+                _become_pusher(attachment, pack, push, writer, started)
     finally:
-        os.close(writer)
-        os.close(push.connection)
-    return Prefill(process, reader, pack)
+        for fd in (writer, connection, reader if process < 0 else -1):
+            if fd >= 0:
+                os.close(fd)
+    return None if process < 0 else Prefill(process, reader, pack)
 
 
 def _become_pusher(attachment: Attachment, pack: BootPackFile, how: Push, result: int, started: float) -> NoReturn:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -169,6 +171,34 @@ def test_one_start_of_several_pushes_and_the_next_when_that_one_dies(made: Objec
         assert again is not None
         report = again.wait(10)
         again.close()
+        assert report is not None
+        assert report.stored == pack.total
+
+
+def test_a_pusher_that_dies_is_followed_by_the_next_start_although_its_client_lives(
+    made: ObjectSet, tmp_path: Path
+) -> None:
+    _, pack = profiled(made, tmp_path)
+    stuck = threading.Event()
+
+    def nowhere() -> list[Source]:
+        stuck.wait(60)  # in the pusher, where nobody sets it
+        return []
+
+    with opened(made) as image, attached(image, tmp_path) as first, attached(image, tmp_path) as second:
+        with boot_file(pack, tmp_path / "pack") as file:
+            far = prefill.BootPackFile(-1, file.digest, file.head_digest, file.head_size, 1, nowhere)
+            pusher = prefill.start(first, far)
+            assert pusher is not None
+            assert prefill.start(second, file) is None
+            os.kill(pusher.process, signal.SIGKILL)
+            eventually(lambda: pusher.wait(0) is None and not is_busy(second, file.digest))
+            second.pushed()
+            again = prefill.start(second, file)
+            assert again is not None
+            report = again.wait(10)
+            again.close()
+            pusher.stop()
         assert report is not None
         assert report.stored == pack.total
 
