@@ -25,6 +25,9 @@ from lazyfs.errors import MountError, ObjectServerError
 _READY, _HEARD = b"ready", b"heard"
 _MESSAGE_MAX = 64 << 10
 _FIRST_FREE = 32  # above every number that a process is given
+_LAST_TO_GO = "-999"
+"""We serve many containers from the memory cgroup of the first: its process has to die if that is full, not we."""
+
 _ERRORS: dict[str, type[OnesecError]] = {
     kind.__name__: kind for kind in (CorruptError, MissingError, UnsupportedError, MountError, ObjectServerError)
 }
@@ -103,6 +106,8 @@ def _leave(name: str, what: str, body: Callable[[Sequence[int], Client], int], f
         if os.fork() != 0:
             os._exit(0)
         cext.set_process_name(name)
+        with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write(_LAST_TO_GO)
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

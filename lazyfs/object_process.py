@@ -416,6 +416,7 @@ class Server:
         try:
             words = json.loads(data)
             if flags & socket.MSG_CTRUNC and words["op"] != "pin":
+                self._drop_lingering()  # for the next try
                 raise _Refused("its limit of open files is reached")
             answer = self._answer(client, words, fds)
             if answer is not None and "image" in answer:

@@ -303,3 +303,16 @@ def test_a_host_with_few_descriptors_starts_slower_never_wrong(alone: Onesec, tm
         out, err = process.communicate(b"\n", timeout=30)
     assert (process.returncode, err) == (0, b"")
     assert sorted(out.split()) == sorted(b"".join(files.values()).split())
+
+
+def test_a_container_that_is_out_of_memory_dies_before_the_server_that_others_use(alone: Onesec) -> None:
+    with open("/proc/self/oom_score_adj") as file:
+        ours = file.read()
+    with started(alone, "run", "app", "/bin/sh", "-c", "echo go; cat /proc/self/oom_score_adj; sleep 1") as process:
+        found = {Path(f"/proc/{server}/oom_score_adj").read_text() for server in servers(alone)}
+        out, _ = process.communicate(timeout=30)
+    assert out.decode() == ours
+    able = (
+        int(re.findall(r"CapEff:\t(\w+)", Path("/proc/self/status").read_text())[0], 16) >> 24 & 1
+    )  # CAP_SYS_RESOURCE
+    assert found == {"-999\n" if able else ours}
