@@ -165,6 +165,10 @@ void os_fuse_record(os_fuse_server *server, const os_node *node, const os_ask *a
     const os_env *env = server->options.env;
     uint64_t now = os_fuse_now(server);
     pthread_mutex_lock(&server->lock);
+    if (!atomic_load(&server->recording)) { /* it was turned off in between: the next one starts with none */
+        pthread_mutex_unlock(&server->lock);
+        return;
+    }
     if (server->touches == server->touches_room && server->touches < OS_FUSE_TOUCHES_MAX) {
         size_t room = server->touches_room == 0 ? 4096 : 2 * server->touches_room;
         os_fuse_touch *grown = env->allocate(env->context, room * sizeof *grown);
