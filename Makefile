@@ -12,6 +12,11 @@ SANITIZED := tests/unit/cext tests/unit/cache tests/property tests/interop/test_
 	tests/fuse/test_mount.py tests/fuse/test_chunk_store.py tests/fuse/test_object_server.py tests/fuse/test_objects.py \
 	tests/fuse/test_remote_objects.py tests/fuse/test_remote_process.py tests/security/test_fetch_link.py \
 	tests/fuse/test_portable.py tests/fuse/test_prefill.py tests/unit/lazyfs/test_bootpack.py
+# What has threads of ours.
+THREADED := tests/unit/cext tests/unit/cache $(filter-out %_cuts.py %_faults.py,$(wildcard tests/property/test_store*.py)) tests/interop/test_run.py \
+	tests/fuse/test_mount.py tests/fuse/test_chunk_store.py tests/fuse/test_object_server.py tests/fuse/test_objects.py \
+	tests/fuse/test_remote_objects.py tests/fuse/test_remote_process.py tests/security/test_fetch_link.py \
+	tests/fuse/test_prefill.py
 
 .PHONY: help setup test lint types sanitize fuzz demo bench bench-micro clean
 
@@ -56,7 +61,7 @@ types: setup ## mypy --strict, sources and tests
 
 sanitize: setup ## the C-related tests under ASan+UBSan, then under TSan
 	.ci/sanitize address,undefined $(SANITIZED)
-	.ci/sanitize thread $(SANITIZED)
+	.ci/sanitize thread $(THREADED)
 
 fuzz: setup ## fuzz every decoder for SECONDS each
 	ONESEC_FUZZ_SECONDS=$(SECONDS) .ci/sanitize address,undefined tests/fuzz
