@@ -258,7 +258,7 @@ def test_a_fault_of_somebody_else_still_ends_the_process(tmp_path: Path) -> None
         ctypes.string_at(8)
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    # A sanitizer of a newer release has a handler of its own, says what it saw and ends the process with its own status.
+    # A newer sanitizer has a handler of its own, says what it saw and ends the process with its own status.
     assert os.WIFSIGNALED(status) or ("san" in os.environ.get("LD_PRELOAD", "") and os.WEXITSTATUS(status) != 0)
 
 
