@@ -6,9 +6,11 @@ CAP_SYS_RESOURCE (a runtime that drops them), and a hybrid cgroup hierarchy (unm
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
+import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +49,12 @@ class Podman:
         """Removes its store, which it may have left mounted."""
         _podman(self.directory, ["rm", "--all", "--force"])
         _podman(self.directory, ["rmi", "--all", "--force"])
+        shutil.rmtree(_short(self.directory), ignore_errors=True)
+
+
+def _short(directory: Path) -> Path:
+    """Where podman runs: it takes no name of over 50 characters."""
+    return Path(tempfile.gettempdir(), f"onesec-podman-{hashlib.sha256(bytes(directory)).hexdigest()[:8]}")
 
 
 def podman(directory: Path, source: str) -> Podman:
@@ -69,7 +77,7 @@ def podman(directory: Path, source: str) -> Podman:
 
 def _podman(directory: Path, words: Sequence[str], stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     call = [
-        "podman", "--root", str(directory / "root"), "--runroot", str(directory / "run"), "--storage-driver", "vfs",
+        "podman", "--root", str(directory / "root"), "--runroot", str(_short(directory)), "--storage-driver", "vfs",
         "--cgroup-manager", "cgroupfs", "--events-backend", "none", "--tmpdir", str(directory / "tmp"), *words,
     ]  # fmt: skip
     environment: Mapping[str, str] = {
