@@ -61,6 +61,8 @@ def plain_copy() -> Path:
             subprocess.run(["cp", "-a", f"{mounted}/.", plain], check=True)
         finally:
             onesec("umount", str(mounted))
+    for name in ("dev", "proc"):  # an image need not have them: the runtime makes its own
+        (plain / name).mkdir(exist_ok=True)
     return plain
 
 
