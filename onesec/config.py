@@ -122,6 +122,8 @@ def _read(path: str, *, required: bool) -> dict[str, object]:
                 return tomllib.load(file)
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise UsageError(f"{path}: not valid TOML: {error}") from error
+            except RecursionError as error:  # of Pythons whose parser has no bound of its own
+                raise UsageError(f"{path}: not valid TOML: nested too deep") from error
     except FileNotFoundError:
         if required:
             raise UsageError(f"{path}: no such file (named by ONESEC_CONFIG)") from None

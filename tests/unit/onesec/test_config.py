@@ -73,3 +73,10 @@ def test_sizes_have_units(tmp_path: Path, text: str, size: int) -> None:
 def test_a_named_file_has_to_exist(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         load({"ONESEC_CONFIG": str(tmp_path / "nope")})
+
+
+def test_a_file_that_is_nested_too_deep_is_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "onesec.toml"
+    path.write_text("mirrors = " + "[" * 4100)
+    with pytest.raises(UsageError, match="not valid TOML"):
+        load({"ONESEC_CONFIG": str(path)})
