@@ -158,7 +158,35 @@ struct os_fetch {
     os_fetch_waiter *finished, **finished_end;
 };
 
-/* os_fetch_flight.c. The lock is held. */
+uint64_t os_fetch_now(const os_fetch *fetch);
+uint64_t os_fetch_sooner(uint64_t left, uint64_t right);
+
+/* The functions below are the engine's thread's, and the lock is held. */
+
+/* os_fetch_jobs.c */
+void os_fetch_enqueue(os_fetch_queue *queue, os_fetch_job *job, bool in_front);
+void os_fetch_dequeue(os_fetch_job *job);
+void os_fetch_give_up(os_fetch *fetch, os_fetch_flight *flight);
+void os_fetch_give_up_all(os_fetch *fetch, os_fetch_job *job);
+/* Tells all waiters and forgets the job, which has no flights. */
+void os_fetch_finish_job(os_fetch *fetch, os_fetch_job *job, os_code code, uint32_t source);
+void os_fetch_tell_failed(const os_fetch_job *job); /* who waits, about the last failure */
+void os_fetch_take_in(os_fetch *fetch, os_fetch_waiter *waiter, uint64_t now);
+void os_fetch_take_change(os_fetch *fetch, os_fetch_waiter *waiter); /* about a want that was submitted before */
+void os_fetch_expire(os_fetch *fetch, uint64_t now);                 /* what waits past its deadline */
+void os_fetch_end_delays(os_fetch *fetch, uint64_t now, bool all);   /* lets go of what has waited long enough */
+
+/* os_fetch_launch.c */
+void os_fetch_start_ready(os_fetch *fetch, uint64_t now);
+/* Doubles what is late. Returns when the next one will be. */
+uint64_t os_fetch_start_hedges(os_fetch *fetch, uint64_t now);
+
+/* os_fetch_answer.c */
+void os_fetch_take_answers(os_fetch *fetch, uint64_t now);
+/* Ends flights that do not move. Returns when the next one would be one. */
+uint64_t os_fetch_end_stalled(os_fetch *fetch, uint64_t now);
+
+/* os_fetch_flight.c */
 /* Sends the flight's request to its url; false: libcurl would not. */
 bool os_fetch_take_off(os_fetch_flight *flight);
 os_fetch_flight *os_fetch_flight_get(os_fetch *fetch);
@@ -167,7 +195,7 @@ void os_fetch_flight_free(os_fetch_flight *flight);
 /* What the answer is worth; cause: words for anything but OS_FETCH_FINE and OS_FETCH_HOP (then flight->url is set). */
 os_fetch_fault os_fetch_judge(os_fetch_flight *flight, CURLcode result, char *cause, size_t room);
 
-/* os_fetch_sources.c. The lock is held. */
+/* os_fetch_sources.c */
 os_fetch_source *os_fetch_find_source(const os_fetch *fetch, uint32_t number);
 const os_fetch_origin *os_fetch_find_origin(const os_fetch *fetch, uint32_t number);
 /* The source to ask next for the job, not `other` if there is another one that may be asked now. NULL: none now; *until
@@ -181,7 +209,7 @@ void os_fetch_forget_hop(os_fetch *fetch, os_fetch_source *source, const uint8_t
 void os_fetch_free_sources(os_fetch *fetch);
 uint64_t os_fetch_backoff(const os_fetch *fetch, unsigned failures, uint32_t jitter);
 
-/* os_fetch_measure.c. The lock is held. */
+/* os_fetch_measure.c */
 void os_fetch_measure(os_fetch *fetch, uint64_t ns);
 void os_fetch_note_slow(os_fetch *fetch, const os_fetch_job *job, uint32_t source, uint64_t ns);
 
