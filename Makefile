@@ -52,7 +52,7 @@ test: setup ## run the whole suite
 lint: setup ## ruff, clang-format, codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror cext/src/*.[ch] tests/support/*.c benchmarks/micro/*.c
+	$(BIN)/clang-format --dry-run -Werror cext/src/*.[ch] tests/support/*.c benchmarks/micro/*.c benchmarks/macro/programs/*.[ch]
 	$(BIN)/codespell -L clen --skip './.*,./build,*.json,./uv.lock' .
 
 types: setup ## mypy --strict, sources and tests

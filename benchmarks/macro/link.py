@@ -7,7 +7,7 @@
 
 Each namespace is held by a process that ends with ours, so nothing is left behind, whatever ends this process. Without
 a delay it is a veth pair with a token bucket at each end. With one it is the same pair under netem where the kernel has
-it, else two TUN devices with programs/link_emulator.py between them.
+it, else two TUN devices with programs/link_emulator.c between them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, Literal
 
-from benchmarks.macro.harness import CHECKOUT
+from benchmarks.macro import native
 
 DEVICE = "link0"
 _ORIGIN, _CLIENT = "10.211.0.1", "10.211.0.2"
@@ -65,12 +64,15 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """origin, client: process ids that hold the namespaces. address: the origin's. means: how it is shaped."""
+    """origin, client: process ids that hold the namespaces. address: the origin's. means: how it is shaped. emulator:
+    its process, where there is one; what it costs is taken from the machine that is measured.
+    """
 
     origin: int
     client: int
     shape: Shape
     means: Means
+    emulator: int | None = None
     address: str = _ORIGIN
 
     def in_origin(self, argv: Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -97,15 +99,16 @@ def link(shape: Shape, *, means: Means | None = None) -> Iterator[Link]:
         origin = stack.enter_context(_namespace())
         client = stack.enter_context(_namespace())
         chosen: Means = means or ("veth" if shape.delay_ms == 0 else "netem" if _has_netem(origin) else "tun")
+        emulator = None
         if chosen == "tun":
-            stack.enter_context(_tun(origin, client, shape))
+            emulator = stack.enter_context(_tun(origin, client, shape))
         else:
             _veth(origin, client, shape, chosen)
         for holder, address in ((origin, _ORIGIN), (client, _CLIENT)):
             _ip(holder, "address", "add", f"{address}/30", "dev", DEVICE)
             _ip(holder, "link", "set", DEVICE, "up")
             _ip(holder, "link", "set", "lo", "up")
-        yield Link(origin, client, shape, chosen)
+        yield Link(origin, client, shape, chosen, emulator)
 
 
 @contextmanager
@@ -120,13 +123,11 @@ def _namespace() -> Iterator[int]:
 
 
 @contextmanager
-def _tun(origin: int, client: int, shape: Shape) -> Iterator[None]:
+def _tun(origin: int, client: int, shape: Shape) -> Iterator[int]:
     names = [f"ob{os.getpid()}{end}" for end in "oc"]  # unique while they are in our own namespace
     emulator = subprocess.Popen(
         [
-            sys.executable,
-            "-m",
-            "benchmarks.macro.programs.link_emulator",
+            native.program("link_emulator", "link_wire.c", "link_wire.h"),
             *names,
             str(shape.delay_ms / 1e3),
             str(shape.bytes_per_second),
@@ -134,14 +135,13 @@ def _tun(origin: int, client: int, shape: Shape) -> Iterator[None]:
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        cwd=CHECKOUT,
     )
     with _ending(emulator):
         _expect(emulator.stdout, b"ready\n", "link emulator")
         for name, holder in zip(names, (origin, client), strict=True):
             _run(["ip", "link", "set", name, "netns", str(holder)])
             _ip(holder, "link", "set", name, "name", DEVICE, "txqueuelen", "1000")
-        yield
+        yield emulator.pid
 
 
 def _veth(origin: int, client: int, shape: Shape, means: Means) -> None:
