@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import cext
 from cext.errors import UnsupportedError
 from cext.record import Record
-from lazyfs import mount
+from lazyfs import mount, unattached
 from lazyfs.errors import ContainerError, MountError
 from lazyfs.rootfs import Root, beneath, remove_tree
 from lazyfs.runtime_config import (
@@ -167,7 +167,7 @@ def changes(
     with ExitStack() as stack:
         kept = stack.enter_context(_bundle(settings))
         tree, scratch = _overlay(stack, kept, lowers, settings, name, note)
-        trees = mount.copies(tree, len(commands))
+        trees = unattached.copies(tree, len(commands))
         for copy in trees:
             _owned(stack, copy)
         streams = (_owned(stack, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)), 2, 2)
@@ -203,7 +203,7 @@ def run_tree(
         # It has the environment, which may be secret: in memory, and so is the runtime's state, which has a copy.
         document = PrivateFile("config.json", json.dumps(config).encode("utf-8", "surrogateescape"))
         os.mkdir("private", 0o700, dir_fd=bundle.fd)
-        private = _owned(stack, mount.private([document], (os.geteuid(), os.getegid()), name="bundle"))
+        private = _owned(stack, unattached.private([document], (os.geteuid(), os.getegid()), name="bundle"))
         mounts.append((private, os.fsencode(f"{bundle.path}/private")))
         mark("container")
         status = _supervise(program, bundle, mounts, streams, stopper or Stopper(), terminal=options.terminal)
@@ -318,7 +318,7 @@ def _overlay(
         except MountError as error:
             # The root lies on a file system that cannot be an upper (another overlay, as in nested containers).
             refused = error
-    directory = _owned(stack, mount.memory(name))
+    directory = _owned(stack, unattached.memory(name))
     tree = _overlay_on(stack, directory, lowers, name)
     if refused is not None and note is not None:
         note(f"{settings.root}: no file system for scratch files ({refused}): they are kept in memory")
@@ -328,7 +328,7 @@ def _overlay(
 def _overlay_on(stack: ExitStack, directory: int, lowers: mount.Lowers, name: str) -> int:
     for part, mode in (("upper", 0o755), ("work", 0o700)):
         os.mkdir(part, mode, dir_fd=directory)
-    return _owned(stack, mount.overlay(lowers, name=name, scratch=directory, attributes=mount.ATTR_NODEV))
+    return _owned(stack, mount.overlay(lowers, name=name, scratch=directory, attributes=unattached.ATTR_NODEV))
 
 
 # ---------------------------------------------------------------------- config
@@ -352,7 +352,7 @@ def _config(
     for number, private in enumerate(options.private):
         place = f"{bundle.path}/private-{number}"
         os.mkdir(place, 0o700)
-        tree = mount.private(private.files, (identity.uid, identity.gid), name=private.destination)
+        tree = unattached.private(private.files, (identity.uid, identity.gid), name=private.destination)
         mounts.append((_owned(stack, tree), os.fsencode(place)))
         binds.append(Bind(place, _destination(root, private.destination, "directory"), read_only=True))
     machine = Machine(

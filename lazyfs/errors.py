@@ -30,3 +30,8 @@ class ContainerError(LazyfsError):
     def __init__(self, message: str, *, hint: str | None = None, status: int = 125) -> None:
         super().__init__(message, hint=hint)
         self.status = status
+
+
+def cause(error: MountError) -> int | None:
+    """The errno that a mount call was refused with."""
+    return error.__cause__.errno if isinstance(error.__cause__, OSError) else None

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import cext
 from cext.errors import UnsupportedError
 from cext.record import Record
-from lazyfs import mount
+from lazyfs import mount, unattached
 from lazyfs.errors import MountError
 
 
@@ -90,7 +90,7 @@ def _data_only() -> bool:
     with ExitStack() as stack:
 
         def fresh() -> tuple[int, int]:
-            return mount.memory("probe"), mount.memory("probe")
+            return unattached.memory("probe"), unattached.memory("probe")
 
         lowers = fresh()
         for fd in lowers:

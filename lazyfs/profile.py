@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from lazyfs.bootpack import BootPackBytes, Page, Run, encode, touched_pages
-from lazyfs.objects import Attachment, Servable, attach
+from lazyfs.hand_over import Servable
+from lazyfs.objects import Attachment, attach
 from lazyfs.rootfs import remove_tree
 
 

@@ -1,6 +1,6 @@
 """Where the packs of an image come from that are not on this host: an origin, and the fetcher that reads from it.
 
-    <run-dir>/domains/<hash>/fetch     where the fetcher of the domain listens (lazyfs/fetch_process.py)
+    <run-dir>/domains/<hash>/fetch     where the fetcher of the domain listens (lazyfs/renewer.py)
 
 A client hands its image's origin to the fetcher, which it starts if the domain has none, and gets the number by which
 the object server asks for packs of it. The number is a hash of the origin: whoever comes next with the same image, to
@@ -161,9 +161,9 @@ def _start(directory: int, ask: Ask) -> None:
                     return
                 if len(fds) != 1:
                     raise ObjectServerError(f"object server: got {len(fds)} descriptors, want its memory")
-                from lazyfs import fetch_process
+                from lazyfs import renewer
 
-                fetch_process.start(directory, ours.fileno(), fds[0])
+                renewer.start(directory, ours.fileno(), fds[0])
             finally:
                 for fd in fds:
                     os.close(fd)

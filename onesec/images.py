@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from cache.settings import StoreSettings
 from cext.record import Record
-from lazyfs.mount import FAR_READ_AHEAD_KB, READ_AHEAD_KB, Lowers, set_read_ahead
+from lazyfs.mount import Lowers
+from lazyfs.object_mount import FAR_READ_AHEAD_KB, READ_AHEAD_KB, set_read_ahead
 from lazyfs.objects import Attachment, attach, sources
 from lazyfs.prefill import BootPackFile, Prefill, start
 from onesec.config import Config

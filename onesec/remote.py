@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import trio
 
-from lazyfs.fetch_process import bundle
+from lazyfs.fetch_credentials import bundle
 from lazyfs.remote import Source
 from onesec.config import Config
 from registry import credentials

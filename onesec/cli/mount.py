@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from cext.errors import UnsupportedError
 from lazyfs.errors import MountError
-from lazyfs.mount import Mode, MountRecord, MountRecords, mount_image, target_directory, unmount
+from lazyfs.mount import mount_image
+from lazyfs.mount_records import Mode, MountRecord, MountRecords
+from lazyfs.mount_table import target_directory, unmount
 from onesec.config import Config
 
 if TYPE_CHECKING:

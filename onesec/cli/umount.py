@@ -12,7 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, config: Config) -> int:
-    from lazyfs.mount import MountRecords, unmount
+    from lazyfs.mount_records import MountRecords
+    from lazyfs.mount_table import unmount
 
     records = MountRecords(config.run_dir)
     with records.locked():

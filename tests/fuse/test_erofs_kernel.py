@@ -19,7 +19,7 @@ import pytest
 
 import cext
 from cext.errors import CorruptError
-from lazyfs import mount
+from lazyfs import erofs_mount
 from lazyfs.index.layer import decode_layer
 from lazyfs.index.model import HOLE, PART, Entry, Kind
 from lazyfs.merge import merge
@@ -79,7 +79,7 @@ def mounted(erofs: bytes, directory: Path) -> Iterator[str]:
     path.write_bytes(erofs)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        tree = mount.erofs(fd, name="test")
+        tree = erofs_mount.erofs(fd, name="test")
     finally:
         os.close(fd)
     try:

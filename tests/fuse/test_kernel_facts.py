@@ -36,9 +36,9 @@ import pytest
 
 import cext
 from imagebuilder.layer import Workshop, assemble_image, layer_from_tree
-from lazyfs import mount, objects
+from lazyfs import erofs_mount, mount, mount_table, objects, unattached
 from lazyfs.errors import MountError
-from lazyfs.object_process import mount_fuse
+from lazyfs.object_mount import mount_fuse
 from registry.image import open_resolved
 from registry.layout import LOCAL_DOMAIN, Layout, Resolved
 from registry.model import Manifest
@@ -106,7 +106,7 @@ def overlaid(image: Path, served: Served, scratch: Path | None = None) -> Iterat
     """The path of an overlay that is attached nowhere, as containers (with a scratch directory) and mounts have it."""
     with ExitStack() as stack:
         file = stack.enter_context(open(image, "rb"))
-        below = stack.enter_context(closing(mount.erofs(file.fileno(), name="test")))
+        below = stack.enter_context(closing(erofs_mount.erofs(file.fileno(), name="test")))
         upper = None
         if scratch is not None:
             for name in ("upper", "work"):
@@ -114,7 +114,7 @@ def overlaid(image: Path, served: Served, scratch: Path | None = None) -> Iterat
             upper = stack.enter_context(closing(os.open(scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
 
         def fresh() -> tuple[int, int]:
-            return mount.erofs(file.fileno(), name="test"), mount_fuse(served.connection)
+            return erofs_mount.erofs(file.fileno(), name="test"), mount_fuse(served.connection)
 
         lowers = mount.Lowers(below, served.tree, fresh)
         tree = stack.enter_context(closing(mount.overlay(lowers, name="test", scratch=upper, attributes=0)))
@@ -283,7 +283,7 @@ def test_one_overlay_inside_a_container_is_possible_and_no_second(
     def nested(lower: str, scratch: Path) -> int:
         with ExitStack() as stack:
             if where == "memory":
-                base = stack.enter_context(closing(mount.memory("test")))
+                base = stack.enter_context(closing(unattached.memory("test")))
             else:
                 scratch.mkdir()
                 base = stack.enter_context(closing(os.open(scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
@@ -395,8 +395,8 @@ def test_a_mount_with_a_waiting_reader_is_busy_and_a_lazy_unmount_harms_nobody(m
             image = served.add(made.objects, lazy=True)
             with (
                 open(made.metadata, "rb") as file,
-                closing(mount.erofs(file.fileno(), name="test")) as below,
-                mount.target_directory(str(target)) as (_, place),
+                closing(erofs_mount.erofs(file.fileno(), name="test")) as below,
+                mount_table.target_directory(str(target)) as (_, place),
             ):
                 mount.mount_image(mount.Lowers(below, served.tree), place, name="test")
             reader = threading.Thread(target=lambda: results.append((target / "large").read_bytes()))
@@ -406,7 +406,7 @@ def test_a_mount_with_a_waiting_reader_is_busy_and_a_lazy_unmount_harms_nobody(m
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             with pytest.raises(MountError, match="in use"):
-                mount.unmount(str(target))
+                mount_table.unmount(str(target))
             cext.umount2(str(target), 2)  # MNT_DETACH
             for pack in packs:
                 (away / pack).rename(made.objects.packs / pack)

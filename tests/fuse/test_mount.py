@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import cext
-from lazyfs import mount
+from lazyfs import erofs_mount, mount_records, mount_table, unattached
 from lazyfs.errors import MountError
 from lazyfs.probe import KernelFeatures, probe
 from tests.support.mounts import mount_file
@@ -39,12 +39,12 @@ def opened(image: PlainImage) -> Iterator[tuple[int, int]]:
 @contextmanager
 def mounted(image: PlainImage, target: Path) -> Iterator[Path]:
     target.mkdir(exist_ok=True)
-    with opened(image) as (file, objects), mount.target_directory(str(target)) as (_, fd):
+    with opened(image) as (file, objects), mount_table.target_directory(str(target)) as (_, fd):
         mount_file(file, objects, fd, name="test")
     try:
         yield target
     finally:
-        mount.unmount(str(target))
+        mount_table.unmount(str(target))
 
 
 def test_a_mounted_image_reads_through_its_redirects_and_refuses_writes(image: PlainImage, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_the_mount_has_the_measured_options(image: PlainImage, tmp_path: Path) -
     assert {"ro", "redirect_dir=on", "metacopy=on"} <= words
     assert not any(word.startswith(("upperdir", "userxattr", "xino=on", "nfs_export=on")) for word in words)
     assert "::" in row
-    assert mount.SOURCE in row.split()
+    assert unattached.SOURCE in row.split()
 
 
 def test_a_missing_object_is_an_error_never_zeros(image: PlainImage, tmp_path: Path) -> None:
@@ -84,30 +84,30 @@ def test_a_missing_object_is_an_error_never_zeros(image: PlainImage, tmp_path: P
 
 def test_a_target_that_is_mounted_already_or_no_directory_is_refused(image: PlainImage, tmp_path: Path) -> None:
     with mounted(image, tmp_path / "m") as root:
-        with pytest.raises(MountError, match="got a onesec mount") as caught, mount.target_directory(str(root)):
+        with pytest.raises(MountError, match="got a onesec mount") as caught, mount_table.target_directory(str(root)):
             pass
         assert caught.value.hint is not None
     (tmp_path / "file").touch()
     for name, words in (("file", "want a directory"), ("nope", "no such directory")):
-        with pytest.raises(MountError, match=words), mount.target_directory(str(tmp_path / name)):
+        with pytest.raises(MountError, match=words), mount_table.target_directory(str(tmp_path / name)):
             pass
 
 
 def test_umount_refuses_what_is_not_ours_and_what_is_in_use(image: PlainImage, tmp_path: Path) -> None:
     for path in ("/proc", str(tmp_path), "/nowhere"):
         with pytest.raises(MountError, match="got no onesec mount"):
-            mount.unmount(path)
+            mount_table.unmount(path)
     with mounted(image, tmp_path / "m") as root, open(root / "data/hello", "rb"), pytest.raises(MountError) as caught:
-        mount.unmount(str(root))
+        mount_table.unmount(str(root))
     assert "in use" in str(caught.value)
 
 
 def test_umount_finds_a_mount_through_a_link(image: PlainImage, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "m")
     (tmp_path / "m").mkdir()
-    with opened(image) as (file, objects), mount.target_directory(str(tmp_path / "link")) as (real, fd):
+    with opened(image) as (file, objects), mount_table.target_directory(str(tmp_path / "link")) as (real, fd):
         mount_file(file, objects, fd, name="test")
-    assert mount.unmount(str(tmp_path / "link")) == real == str(tmp_path / "m")
+    assert mount_table.unmount(str(tmp_path / "link")) == real == str(tmp_path / "m")
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 8192], ids=["empty", "noise"])
@@ -116,7 +116,7 @@ def test_what_is_no_erofs_is_refused_and_nothing_is_left(image: PlainImage, tmp_
     (tmp_path / "m").mkdir()
     with (
         opened(PlainImage(tmp_path / "bad", image.objects)) as (file, objects),
-        mount.target_directory(str(tmp_path / "m")) as (_, fd),
+        mount_table.target_directory(str(tmp_path / "m")) as (_, fd),
         pytest.raises(MountError, match="test:"),
     ):
         mount_file(file, objects, fd, name="test")
@@ -124,12 +124,12 @@ def test_what_is_no_erofs_is_refused_and_nothing_is_left(image: PlainImage, tmp_
 
 def test_a_file_on_tmpfs_is_mounted_through_a_loop_device_that_frees_itself(image: PlainImage, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        fs = mount.memory("test")
+        fs = unattached.memory("test")
         stack.callback(os.close, fs)
         copy = os.open("fs", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=fs)
         stack.callback(os.close, copy)
         os.write(copy, image.metadata.read_bytes())
-        tree = mount.erofs(copy, name="test")
+        tree = erofs_mount.erofs(copy, name="test")
         try:
             device = os.fstat(tree).st_dev
             assert os.major(device) == 7
@@ -172,21 +172,21 @@ def test_each_step_of_a_mount_can_fail_and_leaves_nothing(
         tried += 1
         left = tried
         try:
-            with opened(image) as (file, objects), mount.target_directory(str(tmp_path / "m")) as (_, fd):
+            with opened(image) as (file, objects), mount_table.target_directory(str(tmp_path / "m")) as (_, fd):
                 mount_file(file, objects, fd, name="test")
         except (MountError, OSError):
-            assert [row for row in mount.mount_table() if row.target == str(tmp_path / "m")] == []
+            assert [row for row in mount_table.mount_table() if row.target == str(tmp_path / "m")] == []
             continue
-        mount.unmount(str(tmp_path / "m"))
+        mount_table.unmount(str(tmp_path / "m"))
         if left > 0:
             break
     assert tried > 10
 
 
 def test_records_survive_and_are_pruned_when_the_mount_is_gone(image: PlainImage, tmp_path: Path) -> None:
-    records = mount.MountRecords(tmp_path / "run")
+    records = mount_records.MountRecords(tmp_path / "run")
     target = tmp_path / "m"
-    record = mount.MountRecord("0" * 16, str(target), "app", "sha256:" + "0" * 64, "local", "kernel")
+    record = mount_records.MountRecord("0" * 16, str(target), "app", "sha256:" + "0" * 64, "local", "kernel")
     with mounted(image, target), records.locked():
         records.add(record)
         (tmp_path / "run/mounts/broken.json").write_text("{")

@@ -20,7 +20,8 @@ import pytest
 
 import cext
 from cext.errors import UnsupportedError
-from lazyfs import mount, object_process, objects
+from lazyfs import mount, mount_table, object_mount, objects
+from lazyfs.domain import log_tail
 from lazyfs.errors import ObjectServerError
 from tests.support.mounts import mount_file
 from tests.support.objects import ObjectSet, make_objects
@@ -201,7 +202,7 @@ INSIDE = """
 import ctypes, errno, json, os, socket, sys
 sys.path.insert(0, sys.argv[1])
 import cext
-from lazyfs import object_process
+from lazyfs import object_process, object_server
 libc = ctypes.CDLL(None, use_errno=True)
 proc = cext.open_tree(-100, "/proc", 1 | os.O_CLOEXEC)
 spare = socket.socketpair()
@@ -313,12 +314,12 @@ def erofs(tmp_path: Path, made: ObjectSet) -> Path:
 @contextmanager
 def mounted(erofs: Path, attachment: objects.Attachment, target: Path) -> Iterator[Path]:
     target.mkdir()
-    with open(erofs, "rb") as file, mount.target_directory(str(target)) as (_, fd):
+    with open(erofs, "rb") as file, mount_table.target_directory(str(target)) as (_, fd):
         mount_file(file.fileno(), attachment.objects, fd, name="test")
     try:
         yield target
     finally:
-        mount.unmount(str(target))
+        mount_table.unmount(str(target))
 
 
 def test_every_user_reads_through_the_overlay(place: Place, made: ObjectSet, erofs: Path, tmp_path: Path) -> None:
@@ -430,7 +431,7 @@ def test_a_pack_that_is_missing_is_told_in_the_log(place: Place, tmp_path: Path)
         with pytest.raises(OSError) as caught:
             read(attachment, made, "small")
         assert caught.value.errno == errno.EIO
-        lines = objects.log_tail("local", run_dir=place.path, root=place.path)
+        lines = log_tail("local", run_dir=place.path, root=place.path)
         assert any(made.ids["small"].hex() in line and "no such file" in line for line in lines)
 
 
@@ -517,7 +518,7 @@ def test_a_machine_without_fuse_is_told_so(place: Place, made: ObjectSet, monkey
     def refuse() -> int:
         raise UnsupportedError("/dev/fuse: no such file or directory", hint="load the fuse module")
 
-    monkeypatch.setattr(object_process, "_open_fuse", refuse)
+    monkeypatch.setattr(object_mount, "_open_fuse", refuse)
     with pytest.raises(UnsupportedError, match="/dev/fuse") as caught, place.attached(made):
         pass
     assert caught.value.hint == "load the fuse module"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cext.errors import UnsupportedError
-from lazyfs import mount, objects
+from lazyfs import erofs_mount, mount, mount_table, objects, unattached
 from lazyfs.errors import MountError
 from tests.fuse.test_objects import CONTENTS, Place, eventually, opened
 from tests.support.command import Onesec
@@ -81,10 +81,10 @@ def test_attached_lower_directories_give_the_same_read_only_mount(
                 check(tree)
                 with pytest.raises(OSError, match="Read-only"):
                     os.mkdir("new", dir_fd=tree)
-        with overlaid(found) as tree, mount.target_directory(str(tmp_path / "m")) as (_, target):
-            mount.attach(tree, target)
+        with overlaid(found) as tree, mount_table.target_directory(str(tmp_path / "m")) as (_, target):
+            unattached.attach(tree, target)
         assert (tmp_path / "m/data/large").read_bytes() == CONTENTS["large"]
-        mount.unmount(str(tmp_path / "m"))
+        mount_table.unmount(str(tmp_path / "m"))
         with overlaid(found, detached=True) as tree:
             check(tree)
 
@@ -95,7 +95,7 @@ def test_attached_lower_directories_take_a_scratch_layer_too(
 ) -> None:
     with ExitStack() as stack:
         if where == "memory":
-            scratch = mount.memory("test")
+            scratch = unattached.memory("test")
         else:
             directory = tmp_path / ("scratch" if where == "disk" else "a:b,c\\d\n")
             directory.mkdir()
@@ -114,7 +114,7 @@ def test_attached_lower_directories_take_a_scratch_layer_too(
 
 def test_lower_directories_that_cannot_be_had_are_an_error_and_leave_nothing(tmp_path: Path) -> None:
     def fresh() -> tuple[int, int]:
-        return mount.memory("test"), os.open(tmp_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return unattached.memory("test"), os.open(tmp_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     with pytest.raises(
         MountError, match="test: overlay: invalid argument"
@@ -132,11 +132,11 @@ def test_where_a_file_counts_as_a_level_the_metadata_comes_through_a_loop_device
         asked: list[Callable[[], int]] = []
 
         def nests(tree: int, fresh: Callable[[], int]) -> bool:
-            assert mount.is_erofs(tree)
+            assert erofs_mount.is_erofs(tree)
             asked.append(fresh)
             return False
 
-        tree = mount.erofs(file.fileno(), name="test", nests=nests)
+        tree = erofs_mount.erofs(file.fileno(), name="test", nests=nests)
         try:
             assert os.major(os.fstat(tree).st_dev) == 7
         finally:
@@ -148,11 +148,11 @@ def test_without_loop_devices_the_file_stays_mounted(erofs: Path, monkeypatch: p
     def missing(file: int, name: str) -> int:
         raise UnsupportedError("no loop devices")
 
-    monkeypatch.setattr(mount, "_loop", missing)
+    monkeypatch.setattr(erofs_mount, "loop_device", missing)
     with open(erofs, "rb") as file:
-        tree = mount.erofs(file.fileno(), name="test", nests=lambda *_: False)
+        tree = erofs_mount.erofs(file.fileno(), name="test", nests=lambda *_: False)
         try:
-            assert mount.is_erofs(tree)
+            assert erofs_mount.is_erofs(tree)
             assert os.major(os.fstat(tree).st_dev) != 7
         finally:
             os.close(tree)
@@ -169,16 +169,16 @@ def test_levels_are_counted_by_making_them(erofs: Path, way: str) -> None:
 
         def ask(tree: Callable[[], int]) -> bool:
             if way == "detached":
-                return mount.two_levels(stack, owned(tree()), mount.memory("test"), mount.detached_path)
-            return mount.in_private_namespace(
-                lambda place: mount.two_levels(stack, owned(tree()), mount.memory("test"), place)
+                return erofs_mount.two_levels(stack, owned(tree()), unattached.memory("test"), unattached.detached_path)
+            return unattached.in_private_namespace(
+                lambda place: erofs_mount.two_levels(stack, owned(tree()), unattached.memory("test"), place)
             )
 
         def overlay() -> int:
-            lower = mount.Lowers(owned(mount.memory("test")), owned(mount.memory("test")))
+            lower = mount.Lowers(owned(unattached.memory("test")), owned(unattached.memory("test")))
             return mount.overlay(lower, name="test", attributes=0)
 
-        assert ask(lambda: mount.memory("test"))
+        assert ask(lambda: unattached.memory("test"))
         assert not ask(overlay)
 
 

@@ -19,7 +19,8 @@ from imagebuilder.layer import Workshop, assemble_image, layer_from_tree
 from lazyfs import portable
 from lazyfs.errors import MountError
 from lazyfs.index.tables import TablesReader
-from lazyfs.mount import mount_image, mount_table, target_directory, unmount
+from lazyfs.mount import mount_image
+from lazyfs.mount_table import mount_table, target_directory, unmount
 from lazyfs.objects import attach
 from registry.image import open_resolved
 from registry.layout import LOCAL_DOMAIN, Layout, Resolved

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import cext
-from lazyfs.mount import mount_table
+from lazyfs.mount_table import mount_table
 from tests.fuse.test_portable import servers
 from tests.support.command import ROOT
 from tests.support.oci import oci_layout, tar_of

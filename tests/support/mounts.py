@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 
 import cext
-from lazyfs import mount
+from lazyfs import erofs_mount, mount
 
 AT_EMPTY_PATH, OPEN_TREE_CLONE = 0x1000, 1
 
@@ -15,9 +15,11 @@ def lowers_of(stack: ExitStack, file: int, objects: int, *, name: str) -> mount.
     """Of an fs.erofs that nobody has mounted yet and a directory of objects, until the stack ends."""
 
     def fresh() -> tuple[int, int]:
-        return mount.erofs(file, name=name), cext.open_tree(objects, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | os.O_CLOEXEC)
+        return erofs_mount.erofs(file, name=name), cext.open_tree(
+            objects, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | os.O_CLOEXEC
+        )
 
-    metadata = mount.erofs(file, name=name)
+    metadata = erofs_mount.erofs(file, name=name)
     stack.callback(os.close, metadata)
     return mount.Lowers(metadata, objects, fresh)
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import cext
-from lazyfs.object_process import make_object_mount
+from lazyfs.object_mount import make_object_mount
 from tests.support.objects import ObjectSet
 
 OPEN = os.O_RDONLY | os.O_CLOEXEC

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import cext
 from lazyfs import portable
-from lazyfs.mount import mount_table
+from lazyfs.mount_table import mount_table
 from onesec.cli.main import main
 from tests.support.command import ROOT
 from tests.support.trees import snapshot

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lazyfs import fetch_process
+from lazyfs import renewer
 from lazyfs.remote import Origin, RegistryHost, RegistryOrigin, WebSource, number_of, proxies_for, words_of
 
 PROBE = ("sha256:" + "0" * 64, 7)
@@ -35,7 +35,7 @@ def test_headers_are_not_shown() -> None:
 
 
 def test_pauses_grow_and_have_an_end_however_long_a_registry_is_away() -> None:
-    pauses = [fetch_process._pause(failures) for failures in (0, 1, 2, 10, 5000)]
+    pauses = [renewer._pause(failures) for failures in (0, 1, 2, 10, 5000)]
     assert pauses == sorted(pauses)
     assert pauses[0] < 1
     assert pauses[-1] < 60

@@ -1,0 +1,359 @@
+"""The fetcher of a trust domain: what reads its images' packs from other hosts. Two processes.
+
+    client ── background.start ──► renewer (the user's rights) ── forks ──► fetcher (nobody, libcurl)
+                                      │ `fetch`: origins of clients            │ cext/src/os_link.h
+                                      │ urls and tokens, before they end ────► │
+                                      ◄──────── "this source said 401" ─────── │ ◄──► object server
+
+The renewer knows who we are to a registry and talks to it alone; it never sees a byte of a pack. The fetcher sees
+tokens and packs and nothing else: it may not write to a file, run a program or look into a process. The object server
+has neither. If the fetcher dies the renewer makes another, which finds out from the object server what is wanted. Both
+end with the object server.
+
+Lines of JSON go to the fetcher: {"source", "url", "headers", "lifetime", "authorities"}, {"origin", "sources"},
+{"statistics"}; from it come {"news": [[source, status]]} and {"statistics"}. A client sends one packet:
+{"op": "origin", "origin", "known"}, answered with {"number"}; {"op": "sources", "number"}, answered with {"sources"}
+once there are any: for a client's own requests; or {"op": "statistics"}.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import queue
+import select
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from cext.errors import OnesecError
+from lazyfs import background
+from lazyfs.fetch_credentials import Credentials, credentials_of, first_try, of_client
+from lazyfs.fetch_process import become_fetcher
+from lazyfs.remote import MESSAGE_MAX, number_of
+
+RENEWER = "onesec-renewer"
+_ORIGINS_MAX = 1024
+_SOURCES_EACH = 8
+_AGAIN_S, _AGAIN_MAX_S = 0.25, 15.0  # between two tries to get credentials that are refused
+_RESTART_S, _RESTART_MAX_S = 0.125, 15.0
+
+
+def start(directory: int, link: int, memory: int) -> None:
+    """Returns once it listens. The caller holds the domain's lock."""
+    log = os.open("log", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        background.start(RENEWER, "fetcher", _renewer_main, fds=(directory, link, memory), log=log)
+    finally:
+        os.close(log)
+
+
+@dataclass(slots=True)
+class _Origin:
+    """sources: numbers of the fetcher's, _SOURCES_EACH from the first on. due: when to get credentials, monotonic."""
+
+    words: Mapping[str, Any] = field(repr=False)
+    first: int
+    credentials: list[Credentials] = field(default_factory=list)
+    due: float = 0.0
+    failures: int = 0
+    busy: bool = False
+
+
+def _pause(failures: int) -> float:
+    """Seconds; also after thousands of failures."""
+    return float(min(_AGAIN_S * 2 ** min(failures, 10), _AGAIN_MAX_S))
+
+
+def _renewer_main(fds: Sequence[int], client: background.Client) -> int:
+    directory, link, memory = fds
+    try:
+        listener = background.listen(directory, "fetch")
+        renewer = _Renewer(listener, link, memory)
+        renewer.start_fetcher()
+    except BaseException as error:
+        client.failed(error)
+        return 1
+    client.ready()
+    client.heard()
+    client.close()
+    renewer.run()
+    listener.close()
+    background.remove_socket(directory, "fetch")
+    return 0
+
+
+class _Renewer:
+    """One thread that answers, and one that talks to registries, which may take its time."""
+
+    def __init__(self, listener: socket.socket, link: int, memory: int) -> None:
+        self._listener = listener
+        self._link = link
+        self._memory = memory
+        self._user = os.geteuid()
+        self._origins: dict[int, _Origin] = {}
+        self._clients: dict[int, socket.socket] = {}
+        self._asking: list[socket.socket] = []  # clients that wait for statistics
+        self._waiting: list[tuple[socket.socket, int]] = []  # and those that wait for the sources of an origin
+        self._child = -1
+        self._pidfd = -1
+        self._lines: socket.socket | None = None
+        self._received = b""
+        self._restart_at = 0.0
+        self._restart_s = _RESTART_S  # after the last death; twice as long after each that follows soon
+        self._started = 0.0
+        self._wanted: queue.SimpleQueue[tuple[int, Mapping[str, Any]]] = queue.SimpleQueue()
+        self._got: queue.SimpleQueue[tuple[int, list[Credentials] | str]] = queue.SimpleQueue()
+        self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        threading.Thread(target=self._talk, daemon=True).start()
+
+    # -- the fetcher
+
+    def start_fetcher(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        child = os.fork()
+        if child == 0:
+            become_fetcher(theirs.fileno(), self._link, self._memory)
+        theirs.close()
+        self._child = child
+        self._started = time.monotonic()
+        self._pidfd = os.pidfd_open(child)
+        self._lines = ours
+        self._received = b""
+        for number, origin in self._origins.items():
+            self._tell_origin(number, origin)
+
+    def _tell(self, words: Mapping[str, Any]) -> None:
+        if self._lines is not None:
+            with suppress(OSError):  # it is gone; the next one is told all of it
+                self._lines.sendall(json.dumps(words).encode() + b"\n")
+
+    def _tell_origin(self, number: int, origin: _Origin) -> None:
+        now = time.monotonic()
+        sources = []
+        for at, one in enumerate(origin.credentials):
+            if one.expires_at <= now:
+                continue
+            lifetime = 0 if one.expires_at == math.inf else one.expires_at - now
+            source = {"source": origin.first + at, "url": one.url, "headers": list(one.headers), "lifetime": lifetime}
+            self._tell({**source, "authorities": one.authorities})
+            sources.append(origin.first + at)
+        self._tell({"origin": number, "sources": sources})
+
+    def _hear(self) -> None:
+        assert self._lines is not None
+        try:
+            data = self._lines.recv(1 << 16)
+        except OSError:
+            data = b""
+        if not data:
+            self._lines.close()
+            self._lines = None
+            return
+        *lines, self._received = (self._received + data).split(b"\n")
+        for line in lines:
+            words = json.loads(line)
+            for source, _ in words.get("news", ()):
+                self._renew(source)
+            if "statistics" in words:
+                for client in self._asking:
+                    self._answer(client, words["statistics"])
+                self._asking.clear()
+
+    def _bury(self) -> None:
+        os.waitpid(self._child, 0)
+        os.close(self._pidfd)
+        self._pidfd = self._child = -1
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+        for client in self._asking:
+            self._answer(client, {"error": "it ended"})
+        self._asking.clear()
+        background.log("fetcher: ended; another one is started")
+        now = time.monotonic()
+        brief = now - self._started < _RESTART_MAX_S  # one that dies of what it is told must not fill the log
+        self._restart_s = min(2 * self._restart_s, _RESTART_MAX_S) if brief else _RESTART_S
+        self._restart_at = now + self._restart_s
+
+    # -- credentials
+
+    def _renew(self, source: int) -> None:
+        """A source was refused, or its time has passed."""
+        for origin in self._origins.values():
+            if origin.first <= source < origin.first + _SOURCES_EACH and not origin.busy:
+                pause = _pause(origin.failures) if origin.failures else 0
+                origin.failures += 1
+                origin.due = min(origin.due, time.monotonic() + pause)
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for number, origin in self._origins.items():
+            if origin.due <= now and not origin.busy:
+                origin.busy = True
+                self._wanted.put((number, origin.words))
+
+    def _talk(self) -> None:
+        while True:
+            number, words = self._wanted.get()
+            try:
+                self._got.put((number, credentials_of(words)))
+            except Exception as error:
+                self._got.put((number, str(error) or type(error).__name__))
+            os.eventfd_write(self._woken, 1)
+
+    def _take_credentials(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._woken)
+        while True:
+            try:
+                number, got = self._got.get_nowait()
+            except queue.Empty:
+                return
+            origin = self._origins[number]
+            origin.busy = False
+            now = time.monotonic()
+            if isinstance(got, str):
+                background.log(f"credentials: {got}")
+                origin.failures += 1
+                origin.due = now + _pause(origin.failures)
+                continue
+            origin.credentials = got[:_SOURCES_EACH]
+            renew_at = min((one.renew_at for one in origin.credentials), default=math.inf)
+            origin.due = max(renew_at, now + _AGAIN_S)
+            if origin.due < math.inf and origin.failures:
+                origin.failures -= 1
+            self._tell_origin(number, origin)
+            self._give_sources()
+
+    def _give_sources(self) -> None:
+        now = time.monotonic()
+        waiting, self._waiting = self._waiting, []
+        for client, number in waiting:
+            good = [one for one in self._origins[number].credentials if one.expires_at > now]
+            if not good:
+                self._waiting.append((client, number))
+                continue
+            sources = [
+                {
+                    "url": one.url,
+                    "headers": list(one.headers),
+                    "lifetime_s": 0 if one.expires_at == math.inf else one.expires_at - now,
+                    "authorities": one.authorities,
+                }
+                for one in good
+            ]
+            self._answer(client, {"sources": sources})
+
+    # -- clients
+
+    def _accept(self) -> None:
+        sock, _ = self._listener.accept()
+        _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid not in (0, self._user):
+            sock.close()
+            return
+        sock.settimeout(5)
+        self._clients[sock.fileno()] = sock
+
+    def _serve(self, sock: socket.socket) -> None:
+        try:
+            data = sock.recv(MESSAGE_MAX)
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(sock)
+            return
+        try:
+            words = json.loads(data)
+            if words["op"] == "origin":
+                self._answer(sock, {"number": self._add(words["origin"], words.get("known", ()))})
+            elif words["op"] == "sources":
+                number = int(words["number"])
+                if number not in self._origins:
+                    raise OnesecError(f"got origin {number}, which nobody registered")
+                self._waiting.append((sock, number))
+                self._give_sources()
+            elif words["op"] == "statistics":
+                self._asking.append(sock)
+                self._tell({"statistics": True})
+            else:
+                self._answer(sock, {"error": f"got {words['op']!r}, want origin, sources or statistics"})
+        except Exception as error:
+            self._answer(sock, {"error": str(error) or type(error).__name__})
+
+    def _drop(self, sock: socket.socket) -> None:
+        self._clients.pop(sock.fileno(), None)
+        if sock in self._asking:
+            self._asking.remove(sock)
+        self._waiting = [(client, number) for client, number in self._waiting if client is not sock]
+        sock.close()
+
+    def _answer(self, sock: socket.socket, words: Mapping[str, Any]) -> None:
+        with suppress(OSError):
+            sock.send(json.dumps(words).encode())
+
+    def _add(self, words: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> int:
+        """known: sources that the client has got itself, lazyfs.remote.Source; good until the first renewal."""
+        number = number_of(words)
+        if number not in self._origins:
+            if len(self._origins) >= _ORIGINS_MAX:
+                raise OnesecError(f"got more than {_ORIGINS_MAX} origins")
+            credentials = [of_client(one) for one in known[:_SOURCES_EACH]]
+            origin = _Origin(words, 1 + _SOURCES_EACH * len(self._origins), credentials or first_try(words))
+            if credentials:
+                origin.due = min(one.renew_at for one in credentials)
+            self._origins[number] = origin
+            self._tell_origin(number, origin)
+        return number
+
+    # -- the loop
+
+    def run(self) -> None:
+        """Until the object server closes its end."""
+        while True:
+            self._start_due()
+            if self._child < 0 and time.monotonic() >= self._restart_at:
+                self.start_fetcher()
+            poll = select.poll()
+            poll.register(self._link, select.POLLRDHUP)
+            for fd in (self._listener.fileno(), self._woken, *self._clients):
+                poll.register(fd, select.POLLIN)
+            if self._pidfd >= 0:
+                poll.register(self._pidfd, select.POLLIN)
+            if self._lines is not None:
+                poll.register(self._lines.fileno(), select.POLLIN)
+            for fd, _ in poll.poll(self._wait_ms()):
+                if fd == self._link:
+                    self._end()
+                    return
+                if fd == self._listener.fileno():
+                    self._accept()
+                elif fd == self._woken:
+                    self._take_credentials()
+                elif fd == self._pidfd:
+                    self._bury()
+                elif self._lines is not None and fd == self._lines.fileno():
+                    self._hear()
+                elif fd in self._clients:
+                    self._serve(self._clients[fd])
+
+    def _wait_ms(self) -> int | None:
+        ends = [origin.due for origin in self._origins.values() if not origin.busy]
+        if self._child < 0:
+            ends.append(self._restart_at)
+        end = min(ends, default=math.inf)
+        return None if end == math.inf else max(0, math.ceil((end - time.monotonic()) * 1000))
+
+    def _end(self) -> None:
+        if self._child >= 0:
+            with suppress(ProcessLookupError):
+                os.kill(self._child, signal.SIGKILL)
+            os.waitpid(self._child, 0)
