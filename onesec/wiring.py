@@ -13,6 +13,7 @@ from imagebuilder.layer import Base
 from imagebuilder.sandbox import HOST_FILES, Changes, Command
 from lazyfs import container
 from lazyfs.probe import probe
+from lazyfs.runtime import Stopper
 from lazyfs.runtime_config import Private, PrivateFile, RunOptions, image_config
 from onesec.config import Config
 from onesec.images import serve
@@ -47,7 +48,7 @@ class LazySandbox:
     config: Config
     layout: Layout
     note: Callable[[str], None] | None = None
-    stopper: container.Stopper = field(default_factory=container.Stopper)
+    stopper: Stopper = field(default_factory=Stopper)
 
     def stop(self) -> None:
         self.stopper.stop()
