@@ -55,9 +55,12 @@ def assembled(place: Place, tree: Path, command: Sequence[str]) -> list[str]:
     return ["unshare", "--mount", "sh", "-ec", _ASSEMBLED, str(root), str(tree), *command]
 
 
-def crun(place: Place, name: str, plain: Path, command: Sequence[str]) -> list[str]:
+def crun(
+    place: Place, name: str, plain: Path, command: Sequence[str], volumes: Sequence[tuple[Path, str]] = ()
+) -> list[str]:
     """`crun run` of a bundle whose root is the plain directory, with crun's own configuration, and without a cgroup as
-    `onesec run` has it."""
+    `onesec run` has it. volumes: files of the host, and where the container has them, read-only.
+    """
     bundle = place.path(f"bundle-{name}")
     bundle.mkdir(parents=True, exist_ok=True)
     config = bundle / "config.json"
@@ -66,6 +69,10 @@ def crun(place: Place, name: str, plain: Path, command: Sequence[str]) -> list[s
     spec = json.loads(config.read_text())
     spec["root"] = {"path": str(plain), "readonly": False}
     spec["process"].update(terminal=False, args=list(command), env=[PATH], cwd="/")
+    spec["mounts"] += [
+        {"destination": inside, "source": str(outside), "type": "bind", "options": ["bind", "ro"]}
+        for outside, inside in volumes
+    ]
     spec["linux"]["namespaces"] = [one for one in spec["linux"]["namespaces"] if one["type"] != "network"]
     config.write_text(json.dumps(spec))
     return ["crun", "--cgroup-manager=disabled", "run", "--bundle", str(bundle), f"onesec-bench-{name}"]

@@ -33,8 +33,8 @@ _LIBRARY = re.compile(r"(/\S+) \(0x")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An image in the place's layout and the same files on its disk. workload: what a start of it runs; its last line
-    of output is the same everywhere.
+    """An image in the place's layout and the same files on its disk. workload: what a start of it runs, its program by
+    a whole path; its last line of output is JSON, the sum in it the same everywhere.
     """
 
     reference: str
@@ -47,7 +47,7 @@ def torch(place: Place) -> Source:
     if place.quick:
         return _tiny(place)
     place.call(place.onesec("build", CHECKOUT / "examples/torch/image.py", "-t", "torch", "--no-boot-pack"))
-    return Source("torch", _plain(place, "torch"), ("python3", "-c", _script()))
+    return Source("torch", _plain(place, "torch"), ("/usr/bin/python3", "-c", _script()))
 
 
 def cuda_torch(place: Place) -> Source:
@@ -55,7 +55,7 @@ def cuda_torch(place: Place) -> Source:
     if place.quick:
         return _tiny(place)
     cuda(place)
-    return Source("cuda", _plain(place, "cuda"), ("python3", "-W", "ignore", "-c", _script()))
+    return Source("cuda", _plain(place, "cuda"), ("/usr/bin/python3", "-W", "ignore", "-c", _script()))
 
 
 def cuda(place: Place) -> str:
@@ -68,11 +68,11 @@ def cuda(place: Place) -> str:
 
 def _script() -> str:
     script = (
-        "import time; t, c = time.perf_counter(), time.process_time(); import torch; s = float(torch.ones(2).sum())"
+        "import os, time; t, c = time.perf_counter(), time.process_time(); import torch; s = float(torch.ones(2).sum())"
     )
     script += "; t, c = time.perf_counter() - t, time.process_time() - c"
-    script += f"; a = {_AGE}"
-    script += """; print('{"seconds": %r, "cpu": %r, "sum": %r, "age": %r}' % (t, c, s, a))"""
+    script += f"; a, f = {_AGE}, int(os.environ.get('FIRST_NS', 0))"
+    script += """; print('{"seconds": %r, "cpu": %r, "sum": %r, "age": %r, "first": %r}' % (t, c, s, a, f))"""
     return script
 
 
@@ -87,7 +87,8 @@ def _tiny(place: Place) -> Source:
         fill(made / "data", files=40, size=200_000, seed=1)
         made.rename(plain)
     ingest(place, plain, "tiny")
-    script = 'cat /data/*/* > /dev/null; echo \'{"seconds": 0.1, "cpu": 0.1, "sum": 2.0, "age": 0.1}\''
+    script = "cat /data/*/* > /dev/null; "
+    script += """echo '{"seconds": 0.1, "cpu": 0.1, "sum": 2.0, "age": 0.1, "first": '${FIRST_NS:-0}'}'"""
     return Source("tiny", plain, ("/bin/sh", "-c", script))
 
 

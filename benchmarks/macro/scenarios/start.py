@@ -7,71 +7,74 @@ client, the registry and, where the kernel has no netem, the link's emulator sha
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from benchmarks.macro import cold, containers, oci, peers, sources
-from benchmarks.macro.figures import Figure, figure, ratios
-from benchmarks.macro.harness import Contender, ContenderError, Measurement, rounds, walls
+from benchmarks.macro.harness import Contender, ContenderError, Measurement, rounds
 from benchmarks.macro.link import Counters, Link, Shape, link
 from benchmarks.macro.origin import Origin, fill, origin
 from benchmarks.macro.scenario import Outcome, Place, Scenario
+from benchmarks.macro.scenarios.start_figures import CRUN, NATIVE, NATIVE_COLD, Seen, Wants, figures
 
 ROUND_TRIP_MS = 2.1
-_NATIVE = "native chroot, warm"
-_NATIVE_COLD = "native chroot, cold"
-_CRUN = "crun run, warm"
+_CPU = Wants(best_peer=5)
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """kinds: the layers that podman is measured with. The CUDA image is left to us: podman's minutes for it tell
-    nothing that the CPU image's seconds do not.
+    """kinds: the layers that podman is measured with. The CUDA image is left to the lazy ones: podman's minutes for it
+    tell nothing that the CPU image's seconds do not.
     """
 
     megabits: int
     source: Callable[[Place], sources.Source]
+    wants: Wants
     kinds: tuple[oci.Compression, ...] = ("gzip", "zstd")
 
     def __call__(self, place: Place) -> Outcome:
-        return _run(place, Shape(megabits=self.megabits, delay_ms=ROUND_TRIP_MS / 2), self.source(place), self.kinds)
-
-
-def _run(place: Place, shape: Shape, source: sources.Source, kinds: Sequence[oci.Compression]) -> Outcome:
-    native = containers.chroot(source.plain, source.workload)
-    crun = containers.crun(place, "start", source.plain, source.workload)
-    with ExitStack() as stack:
-        wire = stack.enter_context(link(shape))
-        found = stack.enter_context(origin(place, wire))
-        fill(place, found, source.reference, source.plain, source.workload, kinds)
-        chosen, missing = _peers(place, found, source, kinds)
-        moved: dict[str, list[int]] = {peer.name: [] for peer in chosen}
-        for peer in chosen:
-            stack.callback(peer.remove)
-        contenders = [_contender(place, peer, wire, found, moved[peer.name]) for peer in chosen]
-        contenders.append(Contender(_NATIVE_COLD, place.program("steps", json.dumps([native])), cold.drop, clock="own"))
-        contenders.append(Contender(_NATIVE, place.program("steps", json.dumps([native, native])), clock="own"))
-        contenders.append(Contender(_CRUN, place.program("steps", json.dumps([crun, crun])), clock="own"))
-        results = rounds(contenders, place.rounds)
-        means = wire.means
-    for warm in (_NATIVE, _CRUN):
-        results[warm] = [_last_step(one) for one in results[warm]]
-    _require_same(results)
-    return Outcome(
-        _figures(results, moved),
-        results,
-        {
+        source = self.source(place)
+        shape = Shape(megabits=self.megabits, delay_ms=ROUND_TRIP_MS / 2)
+        with ExitStack() as stack:
+            wire = stack.enter_context(link(shape))
+            found = stack.enter_context(origin(place, wire))
+            fill(place, found, source.reference, source.plain, source.workload, self.kinds)
+            chosen, missing = _peers(place, found, source, self.kinds)
+            moved: dict[str, list[int]] = {peer.name: [] for peer in chosen}
+            for peer in chosen:
+                stack.callback(peer.remove)
+            contenders = [_contender(place, peer, wire, found, moved[peer.name]) for peer in chosen]
+            results = rounds([*contenders, *_natives(place, source)], place.rounds)
+            means = wire.means
+        seen = _seen(results, moved, _content(source))
+        conditions = {
             "megabits": shape.megabits,
             "round_trip_ms": 2 * shape.delay_ms,
             "delay_by": means,
+            "image_bytes": seen.content,
             "bytes_from_origin": moved,
             "steps_s": {name: [one.said()["steps"] for one in ones] for name, ones in results.items()},
-            "process_to_tensor_s": {name: _ages(results, name) for name in results},
-        },
-        ["client, registry and link share the cores of one machine: ratios carry over, seconds do not"],
-        missing,
-    )
+            "process_to_tensor_s": seen.ages,
+            "call_to_first_instruction_s": seen.firsts,
+        }
+        note = "client, registry and link share the cores of one machine: ratios carry over, seconds do not"
+        return Outcome(figures(seen, self.wants), seen.results, conditions, [note], missing)
+
+
+def _natives(place: Place, source: sources.Source) -> list[Contender]:
+    native = containers.chroot(source.plain, source.workload)
+    volumes = [(peers.first(), peers.FIRST)]
+    crun = containers.crun(place, "start", source.plain, (peers.FIRST, *source.workload), volumes)
+
+    def contender(name: str, calls: Sequence[Sequence[str]], prepare: Callable[[], object]) -> Contender:
+        return Contender(name, place.program("steps", json.dumps(calls)), prepare, clock="own")
+
+    return [
+        contender(NATIVE_COLD, [native], cold.drop),
+        contender(NATIVE, [native, native], lambda: None),
+        contender(CRUN, [crun, crun], lambda: None),
+    ]
 
 
 def _peers(
@@ -94,6 +97,7 @@ def _contender(place: Place, peer: peers.Peer, wire: Link, found: Origin, moved:
     def prepare() -> None:
         peer.forget()
         cold.drop()
+        peers.first().read_bytes()  # the clock's own program is no part of anybody's image
         before.append(wire.counters())
 
     def count() -> None:
@@ -104,54 +108,52 @@ def _contender(place: Place, peer: peers.Peer, wire: Link, found: Origin, moved:
     return Contender(peer.name, call, prepare, count, found.environment, "own")
 
 
-def _ages(results: dict[str, list[Measurement]], name: str) -> list[float]:
-    """From the start of the container's process to the tensor."""
-    return [float(json.loads(str(one.said()["said"]))["age"]) for one in results[name]]
+def _seen(results: Mapping[str, Sequence[Measurement]], moved: Mapping[str, list[int]], content: int) -> Seen:
+    """What the runs said, once it is sure that everybody came to the same sum. A warm run is the second of two."""
+    said = {name: [json.loads(str(one.said()["said"])) for one in ones] for name, ones in results.items()}
+    sums = {one["sum"] for ones in said.values() for one in ones}
+    if len(sums) != 1:
+        raise ContenderError(f"the workloads did not come to the same: {sorted(sums)}")
+    warm = {NATIVE, CRUN}
+    firsts = {
+        name: [
+            (int(line["first"]) - _began(one, -1 if name in warm else 0)) / 1e9
+            for one, line in zip(results[name], said[name], strict=True)
+        ]
+        for name in (*moved, CRUN)
+    }
+    counted = {name: [_last_step(one) for one in ones] if name in warm else ones for name, ones in results.items()}
+    ages = {name: [float(one["age"]) for one in ones] for name, ones in said.items()}
+    return Seen(counted, ages, firsts, moved, content)
+
+
+def _began(one: Measurement, step: int) -> int:
+    began = one.said()["began"]
+    assert isinstance(began, list)
+    return int(began[step])
 
 
 def _last_step(one: Measurement) -> Measurement:
-    """A warm run is the second of two."""
     steps = one.said()["steps"]
     assert isinstance(steps, list)
     return Measurement(float(steps[-1]), one.cpu, one.peak_memory, one.output, one.prepared)
 
 
-def _require_same(results: dict[str, list[Measurement]]) -> None:
-    """Everybody has to have come to the same sum."""
-    sums = {json.loads(str(one.said()["said"]))["sum"] for ones in results.values() for one in ones}
-    if len(sums) != 1:
-        raise ContenderError(f"the workloads did not come to the same: {sorted(sums)}")
-
-
-def _figures(results: dict[str, list[Measurement]], moved: dict[str, list[int]]) -> list[Figure]:
-    found: list[Figure] = []
-    add: Callable[[Figure], None] = found.append
-    for name in moved:
-        add(
-            figure(
-                f"{name}, whole call over crun run, warm",
-                ratios(walls(results, name), walls(results, _CRUN)),
-                "x",
-                reference=_CRUN,
-            )
-        )
-        add(
-            figure(
-                f"{name}, process start to tensor over native warm",
-                ratios(_ages(results, name), _ages(results, _NATIVE)),
-                "x",
-                reference=_NATIVE,
-            )
-        )
-    for name, counts in moved.items():
-        add(figure(f"{name}, from the origin", [count / 1e6 for count in counts], "MB"))
-    return found
+def _content(source: sources.Source) -> int:
+    """Bytes of the image's files."""
+    return sum(path.stat().st_size for path in cold.files([source.plain]))
 
 
 _WORDS = "from a registry onto an empty host, {}, 2.1 ms round trip"
-SCENARIO = Scenario("start", _WORDS.format("1 Gbit/s"), Start(1000, sources.torch))
-FAST = Scenario("start-10g", _WORDS.format("10 Gbit/s"), Start(10_000, sources.torch))
-CUDA = Scenario("start-cuda", "CUDA torch " + _WORDS.format("1 Gbit/s"), Start(1000, sources.cuda_torch, ()))
+SCENARIO = Scenario("start", _WORDS.format("1 Gbit/s"), Start(1000, sources.torch, _CPU))
+FAST = Scenario("start-10g", _WORDS.format("10 Gbit/s"), Start(10_000, sources.torch, _CPU))
+CUDA = Scenario(
+    "start-cuda",
+    "CUDA torch " + _WORDS.format("1 Gbit/s"),
+    Start(1000, sources.cuda_torch, Wants(process=1.10, call=1.25, first_ms=150, share=2, cold=1), ()),
+)
 CUDA_FAST = Scenario(
-    "start-cuda-10g", "CUDA torch " + _WORDS.format("10 Gbit/s"), Start(10_000, sources.cuda_torch, ())
+    "start-cuda-10g",
+    "CUDA torch " + _WORDS.format("10 Gbit/s"),
+    Start(10_000, sources.cuda_torch, Wants(process=1.05), ()),
 )
