@@ -34,7 +34,6 @@ from imagebuilder.layer import (
     Workshop,
     assemble_image,
     entry,
-    read_steps,
 )
 from imagebuilder.progress import Progress, Silent
 from imagebuilder.streams import Caps, Plain, Source
@@ -422,7 +421,7 @@ class _Unpack:
         )
         if member.type is Type.FILE:
             if member.size <= _SMALL:
-                self._layer.add(path, made, read_steps(reader.contents(), _SMALL))
+                self._layer.add(path, made, _read_steps(reader.contents(), _SMALL))
             else:
                 self._layer.add(path, made, reader.contents())
             return
@@ -491,3 +490,11 @@ _KINDS = {
 
 def _join(path: bytes, name: bytes) -> bytes:
     return path + b"/" + name if path else name
+
+
+def _read_steps(steps: Iterator[bytes | int], limit: int) -> bytes:
+    """A small content in one piece."""
+    data = b"".join(bytes(step) if isinstance(step, int) else step for step in steps)
+    if len(data) > limit:
+        raise ValueError(f"got {len(data)} bytes, want at most {limit}")
+    return data

@@ -28,12 +28,10 @@ from imagebuilder.layer import (
     FILE,
     IMPLICIT,
     SYMLINK,
-    Base,
     LayerWriter,
     Workshop,
     assemble_image,
     entry,
-    layer_from_overlay_upper,
 )
 from imagebuilder.pip_settings import PipSettings
 from imagebuilder.plan import Context, Inputs, Plan, Step, image_config, settings_for
@@ -42,6 +40,7 @@ from imagebuilder.sandbox import HOST_FILES, Command, Sandbox
 from imagebuilder.settle import settle
 from imagebuilder.steps import StepResult, recall
 from imagebuilder.streams import Plain, Source
+from imagebuilder.upper import Base, layer_from_overlay_upper
 from imagebuilder.wheel import Placed, Places, Wheel
 from registry.model import LayerRecord, Manifest, dump_json, parse_json
 

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from imagebuilder.layer import Base
 from imagebuilder.plan import Context
+from imagebuilder.upper import Base
 from registry.model import Descriptor, Manifest
 
 HOST_FILES = "/run/onesec"

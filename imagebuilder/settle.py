@@ -13,7 +13,8 @@ from collections.abc import Iterable
 
 from cext.errors import LimitError
 from imagebuilder import local
-from imagebuilder.layer import DIRECTORY, Base
+from imagebuilder.layer import DIRECTORY
+from imagebuilder.upper import Base
 
 DEPTH_MAX = 250  # of directories below each other, as in layers
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from cext.errors import UsageError
 from imagebuilder.errors import CommandError
-from imagebuilder.layer import Base
 from imagebuilder.sandbox import HOST_FILES, Changes, Command
+from imagebuilder.upper import Base
 from lazyfs import container
 from lazyfs.probe import probe
 from lazyfs.runtime import Stopper

@@ -35,7 +35,8 @@ from typing import TypeVar
 import pytest
 
 import cext
-from imagebuilder.layer import Workshop, assemble_image, layer_from_tree
+from imagebuilder.layer import Workshop, assemble_image
+from imagebuilder.trees import layer_from_tree
 from lazyfs import erofs_mount, mount, mount_table, objects, unattached
 from lazyfs.errors import MountError
 from lazyfs.object_mount import mount_fuse

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import cext
-from imagebuilder.layer import Workshop, assemble_image, layer_from_tree
+from imagebuilder.layer import Workshop, assemble_image
+from imagebuilder.trees import layer_from_tree
 from lazyfs import portable
 from lazyfs.errors import MountError
 from lazyfs.index.tables import TablesReader

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sys
 
-from imagebuilder.layer import Workshop, assemble_image, layer_from_tree
+from imagebuilder.layer import Workshop, assemble_image
+from imagebuilder.trees import layer_from_tree
 from registry.layout import Layout
 from registry.reference import Reference
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cext.errors import LimitError
-from imagebuilder.layer import Workshop, layer_from_tree
+from imagebuilder.layer import Workshop
+from imagebuilder.trees import layer_from_tree
 from lazyfs.index.layer import open_tree
 from lazyfs.merge import merge
 from registry.image import read_decoded

@@ -10,7 +10,8 @@ import pytest
 
 from cext.errors import CorruptError
 from imagebuilder.importer import convert_source, import_image
-from imagebuilder.layer import Workshop, assemble_image, layer_from_tree
+from imagebuilder.layer import Workshop, assemble_image
+from imagebuilder.trees import layer_from_tree
 from registry.errors import BadBlobError, MissingBlobError
 from registry.layout import Layout
 from registry.model import PACK, Manifest, dump_json

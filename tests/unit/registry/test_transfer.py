@@ -13,7 +13,8 @@ import pytest
 import cext
 from cext.errors import CorruptError
 from cext.record import replace
-from imagebuilder.layer import Workshop, assemble_image, layer_from_tree
+from imagebuilder.layer import Workshop, assemble_image
+from imagebuilder.trees import layer_from_tree
 from registry.client import Repository
 from registry.errors import BadBlobError, BadDocumentError, MissingBlobError, RefusedError, RemoteBlobsError
 from registry.image import open_image, require_packs

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cext.errors import OnesecError
-from imagebuilder.layer import Workshop, assemble_image, layer_from_tree
+from imagebuilder.layer import Workshop, assemble_image
+from imagebuilder.trees import layer_from_tree
 from registry.client import Repository
 from registry.layout import Layout
 from registry.model import Digest, Manifest
