@@ -218,11 +218,8 @@ static os_answer read_from(os_fuse_worker *self, os_image *image, os_node *node,
         say_late(&failure);
     if (answer == OS_ANSWER_FAILED || (answer == OS_ANSWER_PENDING && ask->last))
         log_failure(server, image, node, ask, &place, &failure);
-    if (answer == OS_ANSWER_PENDING && place.pack != NULL) {
-        memcpy(ask->pack, place.pack, OS_ID_SIZE);
-        ask->start = place.offset;
-        ask->end = place.offset + place.size;
-    }
+    if (answer == OS_ANSWER_PENDING)
+        os_ask_waits(ask, place.pack, place.offset, place.offset + place.size);
     return answer;
 }
 
@@ -244,6 +241,7 @@ static os_answer read_object(os_fuse_worker *self, os_node *node, os_ask *ask, s
     bool any = false;
     pthread_mutex_lock(&server->lock);
     ask->arrivals = server->arrivals;
+    os_ask_begin(ask);
     hinted = node->image;
     os_image *image = hinted_image(server, node, &row);
     if (image == NULL)

@@ -2,6 +2,22 @@
 
 #include <string.h>
 
+void os_ask_begin(os_ask *ask) {
+    ask->start = ask->end = 0;
+    ask->anywhere = false;
+}
+
+void os_ask_waits(os_ask *ask, const uint8_t *pack, uint64_t start, uint64_t end) {
+    bool first = ask->end == 0;
+    if (pack == NULL || (!first && memcmp(ask->pack, pack, OS_ID_SIZE) != 0)) {
+        ask->anywhere = true;
+        return;
+    }
+    memcpy(ask->pack, pack, OS_ID_SIZE);
+    ask->start = first || start < ask->start ? start : ask->start;
+    ask->end = end > ask->end ? end : ask->end;
+}
+
 bool os_parking_add(os_parking *parking, const os_ask *ask, const os_env *env) {
     os_ask *kept = env->allocate(env->context, sizeof *kept);
     if (kept == NULL)
@@ -52,7 +68,8 @@ void os_parking_wake_lookups(os_parking *parking) {
 unsigned os_parking_wake_reads(os_parking *parking, const uint8_t *pack, uint64_t start, uint64_t end) {
     unsigned count = 0;
     for (os_ask *ask = parking->first; ask != NULL; ask = ask->next) {
-        bool meant = pack == NULL || (memcmp(ask->pack, pack, OS_ID_SIZE) == 0 && ask->start < end && start < ask->end);
+        bool meant = pack == NULL || ask->anywhere ||
+                     (memcmp(ask->pack, pack, OS_ID_SIZE) == 0 && ask->start < end && start < ask->end);
         if (!ask->lookup && meant) {
             ask->ready = true;
             count++;

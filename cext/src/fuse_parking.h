@@ -28,6 +28,7 @@ typedef struct os_ask {
     uint8_t object[OS_ID_SIZE]; /* LOOKUP */
     uint8_t pack[OS_ID_SIZE];   /* READ: what it waits for first of all, */
     uint64_t start, end;        /* and where in it */
+    bool anywhere;              /* it waits for more than one pack: any bytes that come may be what it needs */
     bool ready, interrupted;
     bool last; /* its deadline has passed: one more try, so that the log can say what is wrong */
 } os_ask;
@@ -45,6 +46,11 @@ typedef struct os_parking {
     uint64_t interrupted[OS_PARKING_INTERRUPTED]; /* uniques */
     unsigned next_interrupted;
 } os_parking;
+
+/* Of the try that is made now: it waits for nothing so far. */
+void os_ask_begin(os_ask *ask);
+/* One of its images waits for this part of a pack; pack NULL: that cannot be said. */
+void os_ask_waits(os_ask *ask, const uint8_t *pack, uint64_t start, uint64_t end);
 
 /* Keeps a copy. false: no memory. */
 bool os_parking_add(os_parking *parking, const os_ask *ask, const os_env *env);

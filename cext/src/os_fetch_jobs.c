@@ -49,7 +49,8 @@ static os_fetch_job **bucket_of(os_fetch *fetch, const uint8_t *digest, uint64_t
 static os_fetch_job *find_job(os_fetch *fetch, const os_fetch_want *want) {
     os_fetch_job *job = *bucket_of(fetch, want->digest, want->offset);
     while (job != NULL && (job->offset != want->offset || job->length != want->length || job->origin != want->origin ||
-                           job->blob_size != want->blob_size || memcmp(job->digest, want->digest, OS_ID_SIZE) != 0))
+                           job->blob_size != want->blob_size || job->no_cache != (want->rejected > 0) ||
+                           memcmp(job->digest, want->digest, OS_ID_SIZE) != 0))
         job = job->chain;
     return job;
 }

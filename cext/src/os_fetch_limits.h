@@ -27,6 +27,7 @@
 
 /* Of the object server that reads through a fetcher. */
 #define OS_SLOTS 32u       /* spans in memory, in the air or here; 32 MiB */
+#define OS_SLOTS_AHEAD 16u /* of these for what nobody waits for yet */
 #define OS_SPANS_MAX 4096u /* spans that somebody waits for; more wait for a place */
 
 #endif

@@ -55,8 +55,11 @@ os_source os_remote_source(const os_env *env, os_pack_files *files, os_spans *sp
     it->packs = files;
     it->spans = spans;
     it->count = count;
-    if (count > 0)
-        memcpy(it->blob, blobs, count * sizeof it->blob[0]);
+    uint64_t viewer = os_spans_viewer(spans);
+    for (uint32_t row = 0; row < count; row++) {
+        it->blob[row] = blobs[row];
+        it->blob[row].viewer = viewer;
+    }
     return (os_source){.context = it,
                        .read = read_either,
                        .want = want_either,

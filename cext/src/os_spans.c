@@ -19,12 +19,20 @@
  * that never blocks, never while bytes are copied: who copies has the span in use (users), and a span in use keeps its
  * slot. `came` is called without it.
  *
+ * Whose bytes they are
+ *
+ * One span serves all images that name its pack, as long as they agree that its bytes are right: the same size, and no
+ * chunk in it that hashes to something else. Tables come from outside, and so do the sources of an image; so an image
+ * that finds a span wrong gets one of its own (viewer), from its own origin, and what it does there concerns no other.
+ * A span that somebody else's origin has trouble with is not waited for: the image asks its own.
+ *
  * Whose turn it is
  *
  * Slots go to spans in the order in which they were wanted, demands before prefetches. A read may need several spans at
  * once, and the one that is here must not make room for what the next reader wants while the other one is on its way:
  * a span that was wanted and not read since is held for HOLD_NS. As slots are handed out in order, the first in line
- * always gets all that it needs, reads it, and makes room. */
+ * always gets all that it needs, reads it, and makes room. Prefetches fly when no demand is in line, into
+ * OS_SLOTS_AHEAD slots at most, and one that came is spared by the next prefetches for a while, but not by a demand. */
 #define _GNU_SOURCE
 #include "os_spans.h"
 
@@ -70,6 +78,7 @@ static os_span *want(os_spans *spans, const os_blob *blob, uint64_t index, bool 
             os_spans_tell(spans, it, OS_LINK_RAISE);
     }
     it->wanted = now;
+    it->foreign = it->foreign || it->blob.origin != blob->origin;
     it->cancelled = false; /* if that was on its way, it comes back and is asked for again */
     if (it->state == HERE && !prefetch)
         it->held = now + OS_SPANS_HOLD_NS;
@@ -106,15 +115,41 @@ os_answer os_spans_want(os_spans *spans, const os_blob *blob, uint64_t offset, s
     return answer;
 }
 
-/* Lock held. Its bytes are wrong: again, without them. */
-static void reject(os_spans *spans, os_span *it) {
+/* Lock held. A span that was wrong and is in nobody's hands any more: again if it is one image's own, else gone. */
+static void end_doomed(os_spans *spans, os_span *it) {
+    if (!it->doomed || it->users > 0)
+        return;
     it->doomed = false;
-    it->rejected++;
-    it->prefetch = false;
-    it->wanted = os_spans_now(spans);
+    if (it->viewer != 0)
+        os_spans_take_back(spans, it);
+    else
+        os_spans_forget(spans, it);
+}
+
+/* Lock held. Its bytes are wrong for the image of the blob. What others took for right is left to them to judge: this
+ * image gets a span of its own, so that tables that lie spoil no other image's reads. */
+static void reject(os_spans *spans, const os_blob *blob, os_span *it) {
+    uint64_t now = os_spans_now(spans);
+    os_span *own = it;
+    uint32_t times = it->viewer != 0 ? it->rejected + 1 : 1, source = it->source;
     spans->count.rejected++;
-    snprintf(it->cause, sizeof it->cause, "its bytes were wrong %u times", it->rejected);
-    os_spans_take_back(spans, it);
+    it->doomed = true;
+    if (it->viewer == 0) {
+        uint64_t index = it->index;
+        end_doomed(spans, it);
+        own = os_spans_new(spans, blob, index, now);
+        if (own == NULL)
+            return; /* no room for one more: the next read begins anew */
+        own->viewer = blob->viewer;
+        os_spans_enqueue(spans, own, false);
+    }
+    own->rejected = times;
+    own->source = source;
+    own->prefetch = false;
+    own->wanted = now;
+    snprintf(own->cause, sizeof own->cause, "its bytes were wrong %u times", times);
+    if (own == it)
+        end_doomed(spans, it);
 }
 
 /* The part of a range that lies in one span. */
@@ -136,8 +171,7 @@ static os_answer read_one(os_spans *spans, const os_blob *blob, uint64_t index, 
     pthread_mutex_lock(&spans->lock);
     it->users--;
     it->held = 0; /* read: it may make room */
-    if (it->doomed && it->users == 0)
-        reject(spans, it);
+    end_doomed(spans, it);
     bool room = spans->first[0] != NULL || spans->first[1] != NULL;
     if (room)
         os_spans_send_queued(spans);
@@ -173,15 +207,27 @@ void os_spans_reject(os_spans *spans, const os_blob *blob, uint64_t offset, size
     uint64_t last = (offset + size - 1) / OS_FETCH_SPAN;
     for (uint64_t index = offset / OS_FETCH_SPAN; index <= last; index++) {
         os_span *it = os_spans_find(spans, blob, index);
-        if (!is_here(it))
-            continue; /* on its way again already */
-        if (it->users > 0)
-            it->doomed = true;
-        else
-            reject(spans, it);
+        if (is_here(it)) /* else it is on its way again already */
+            reject(spans, blob, it);
     }
     os_spans_send_queued(spans);
     pthread_mutex_unlock(&spans->lock);
+}
+
+uint64_t os_spans_viewer(os_spans *spans) {
+    pthread_mutex_lock(&spans->lock);
+    uint64_t viewer = ++spans->last_viewer;
+    pthread_mutex_unlock(&spans->lock);
+    return viewer;
+}
+
+bool os_spans_busy(os_spans *spans) {
+    pthread_mutex_lock(&spans->lock);
+    bool busy = spans->first[0] != NULL;
+    for (unsigned at = 0; at < OS_SLOTS && !busy; at++)
+        busy = spans->slot[at] != NULL && spans->slot[at]->state == FLYING && !spans->slot[at]->prefetch;
+    pthread_mutex_unlock(&spans->lock);
+    return busy;
 }
 
 void os_spans_statistics_of(os_spans *spans, os_spans_statistics *out) {

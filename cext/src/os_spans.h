@@ -35,11 +35,13 @@ typedef struct os_spans_statistics {
     uint64_t links;                  /* fetchers that said hello */
 } os_spans_statistics;
 
-/* A blob and the fetcher's number of the list of sources that have it. */
+/* A blob as one image knows it: what its tables say of the size, the fetcher's number of the list of sources that have
+ * it, and the image itself (os_spans_viewer). */
 typedef struct os_blob {
     uint8_t digest[OS_ID_SIZE];
     uint64_t size;
     uint32_t origin;
+    uint64_t viewer;
 } os_blob;
 
 os_code os_spans_make(const os_spans_options *options, os_spans **out, os_failure *failure);
@@ -52,6 +54,9 @@ void os_spans_free(os_spans *spans); /* may be NULL; nothing reads from it any m
 bool os_spans_link(os_spans *spans, int sock);
 bool os_spans_linked(os_spans *spans);
 
+/* A number for one image more: never 0, never given twice. */
+uint64_t os_spans_viewer(os_spans *spans);
+
 /* Says that a range will be read: what is not here is fetched. HERE: all of it is. PENDING: failure says what went
  * wrong so far, or nothing. */
 os_answer os_spans_want(os_spans *spans, const os_blob *blob, uint64_t offset, size_t size, bool prefetch,
@@ -59,8 +64,11 @@ os_answer os_spans_want(os_spans *spans, const os_blob *blob, uint64_t offset, s
 /* A copy of the bytes, or PENDING: then they are wanted. */
 os_answer os_spans_read(os_spans *spans, const os_blob *blob, void *buffer, size_t size, uint64_t offset,
                         os_failure *failure);
-/* The range that was read is wrong: it is fetched again, from another source if there is one. */
+/* The range that was read is wrong, says this image: for it alone it is fetched again, from another source if there is
+ * one. */
 void os_spans_reject(os_spans *spans, const os_blob *blob, uint64_t offset, size_t size);
+/* Whether somebody waits for something that is no prefetch. */
+bool os_spans_busy(os_spans *spans);
 
 void os_spans_statistics_of(os_spans *spans, os_spans_statistics *out);
 

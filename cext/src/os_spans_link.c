@@ -44,7 +44,7 @@ void os_spans_send_queued(os_spans *spans) {
     uint64_t now = os_spans_now(spans);
     for (int kind = 0; kind < 2 && spans->sock >= 0 && spans->ready && spans->pause_until <= now; kind++) {
         while (spans->first[kind] != NULL) {
-            uint32_t slot = os_spans_free_slot(spans, now);
+            uint32_t slot = os_spans_free_slot(spans, now, kind == 1);
             if (slot == OS_SLOTS)
                 return;
             os_span *it = spans->first[kind];
@@ -87,7 +87,7 @@ static void take_all_back(os_spans *spans) {
             os_spans_take_back(spans, spans->slot[at]);
 }
 
-/* Lock held. Whether bytes came; then *what is a copy of the span. */
+/* Lock held. Whether those who wait for a span have to look again; then *what is a copy of it. */
 static bool take_answer(os_spans *spans, const os_link_answer *answer, os_span *what) {
     if (answer->kind == OS_LINK_HELLO) {
         take_all_back(spans); /* it knows nothing of what the one before it was asked for */
@@ -100,8 +100,11 @@ static bool take_answer(os_spans *spans, const os_link_answer *answer, os_span *
         return false;
     if (answer->cause[0] != '\0')
         snprintf(it->cause, sizeof it->cause, "%.*s", (int)sizeof it->cause - 1, answer->cause);
+    *what = *it;
+    if (answer->kind == OS_LINK_TRY || answer->code != OS_OK)
+        it->foreign = false; /* who has another origin is told now, and asks there */
     if (answer->kind == OS_LINK_TRY)
-        return false;
+        return what->foreign;
     if (answer->code != OS_OK) {
         bool dropped = it->cancelled;
         os_spans_take_back(spans, it);
@@ -109,7 +112,7 @@ static bool take_answer(os_spans *spans, const os_link_answer *answer, os_span *
             os_spans_forget(spans, it);
         else
             spans->pause_until = os_spans_now(spans) + PAUSE_NS;
-        return false;
+        return what->foreign;
     }
     spans->count.flying--;
     spans->count.fetched++;
@@ -118,7 +121,6 @@ static bool take_answer(os_spans *spans, const os_link_answer *answer, os_span *
     it->source = answer->source;
     it->used = os_spans_now(spans);
     it->held = it->prefetch ? 0 : it->used + OS_SPANS_HOLD_NS;
-    *what = *it;
     return true;
 }
 
@@ -127,7 +129,9 @@ static void cancel_old(os_spans *spans) {
     uint64_t now = os_spans_now(spans), patience = spans->options.patience_ns;
     for (unsigned at = 0; at < OS_SPANS_MAX; at++) {
         os_span *it = &spans->span[at];
-        if ((it->state != QUEUED && it->state != FLYING) || it->wanted + patience > now)
+        bool ahead = it->state == QUEUED && it->prefetch; /* it had no turn in all that time: the reader has moved on */
+        uint64_t most = ahead && patience > OS_SPANS_HOLD_NS ? OS_SPANS_HOLD_NS : patience;
+        if ((it->state != QUEUED && it->state != FLYING) || it->wanted + most > now)
             continue;
         if (it->state == QUEUED)
             os_spans_forget(spans, it);

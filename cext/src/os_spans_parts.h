@@ -19,8 +19,10 @@ typedef struct os_span {
     os_blob blob;
     uint64_t index;
     uint32_t length, slot;
+    uint64_t viewer; /* of the one image that it is for, which rejected what others take; 0: for all */
     bool prefetch, cancelled;
-    bool doomed; /* wrong, but still being copied: goes back when users is 0 */
+    bool foreign; /* somebody waits for it whose own origin is another */
+    bool doomed;  /* wrong, but still being copied: goes when users is 0 */
     unsigned users;
     uint32_t rejected, source;
     uint64_t ticket, wanted, used, held; /* ticket: of the flight. times; held: until then it stays */
@@ -44,7 +46,7 @@ struct os_spans {
     os_span *unused;
     os_span *first[2], *last[2]; /* the queues: demands, prefetches */
     os_span *slot[OS_SLOTS];     /* who has it; NULL: free */
-    uint64_t last_ticket;
+    uint64_t last_ticket, last_viewer;
     os_spans_statistics count;
     os_span span[OS_SPANS_MAX];
 };
@@ -54,16 +56,17 @@ uint64_t os_spans_now(const os_spans *spans);
 /* The functions below: the lock is held. */
 
 /* os_spans_table.c */
+/* The span that serves the image of the blob best, or NULL. */
 os_span *os_spans_find(os_spans *spans, const os_blob *blob, uint64_t index);
-/* Into the table, absent; a span that is not needed makes room. NULL: there is none. */
+/* Into the table, absent and for all; a span that is not needed makes room. NULL: there is none. */
 os_span *os_spans_new(os_spans *spans, const os_blob *blob, uint64_t index, uint64_t now);
 void os_spans_enqueue(os_spans *spans, os_span *it, bool in_front);
 void os_spans_dequeue(os_spans *spans, os_span *it);
 /* Out of the table; its slot is free. */
 void os_spans_forget(os_spans *spans, os_span *it);
 bool os_spans_may_go(const os_span *it, uint64_t now);
-/* A slot, emptied if it has to be; OS_SLOTS: none. */
-uint32_t os_spans_free_slot(os_spans *spans, uint64_t now);
+/* A slot, emptied if it has to be; OS_SLOTS: none. prefetch: one that no demand and no younger prefetch will miss. */
+uint32_t os_spans_free_slot(os_spans *spans, uint64_t now, bool prefetch);
 
 /* os_spans_link.c */
 void os_spans_wake(os_spans *spans);
