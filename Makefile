@@ -30,20 +30,20 @@ setup: .make/apt .make/venv ## install what is missing, make .venv, build the C 
 	@missing=""; for name in $(NEEDS); do dpkg-query -W -f='$${Status}' $$name 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$name"; done; \
 	if [ -n "$$missing" ]; then \
 		sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-		$$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
+		.ci/again $$sudo apt-get update -q && .ci/again $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
 	fi
 	@# What clang's sanitizers link with has its version in its name.
 	@runtime=libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev; \
 	if ! dpkg-query -W -f='$${Status}' $$runtime 2>/dev/null | grep -q 'ok installed'; then \
 		sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-		$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$runtime; \
+		.ci/again $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$runtime; \
 	fi
 	@touch $@
 
 .make/venv: pyproject.toml setup.py $(wildcard cext/src/*.c cext/src/*.h)
 	@mkdir -p .make
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	.ci/again $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 test: setup ## run the whole suite

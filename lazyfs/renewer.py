@@ -112,7 +112,6 @@ class _Renewer:
         self._wanted: queue.SimpleQueue[tuple[int, Mapping[str, Any]]] = queue.SimpleQueue()
         self._got: queue.SimpleQueue[tuple[int, list[Credentials] | str]] = queue.SimpleQueue()
         self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        threading.Thread(target=self._talk, daemon=True).start()
 
     # -- the fetcher
 
@@ -318,6 +317,8 @@ class _Renewer:
 
     def run(self) -> None:
         """Until the object server closes its end."""
+        # After the first fork: a child of a process with threads has whatever locks they held.
+        threading.Thread(target=self._talk, daemon=True).start()
         while True:
             self._start_due()
             if self._child < 0 and time.monotonic() >= self._restart_at:

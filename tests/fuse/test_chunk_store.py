@@ -21,9 +21,10 @@ import cext
 from cache.settings import StoreSettings
 from cache.stores import check_all, directory_name
 from lazyfs import objects
-from tests.fuse.test_objects import INSIDE, ROOT, FakeLease, eventually
+from tests.fuse.test_objects import INSIDE, ROOT, FakeLease
 from tests.support.objects import ObjectSet, make_objects
 from tests.support.serving import Served, serving
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("real_machine")
 

@@ -25,7 +25,6 @@ import os
 import stat
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ from registry.layout import LOCAL_DOMAIN, Layout, Resolved
 from registry.model import Manifest
 from tests.support.objects import ObjectSet, make_objects
 from tests.support.serving import Served, serving
+from tests.support.waiting import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.usefixtures("real_machine")
 
@@ -402,17 +402,14 @@ def test_a_mount_with_a_waiting_reader_is_busy_and_a_lazy_unmount_harms_nobody(m
                 mount.mount_image(mount.Lowers(below, served.tree), place, name="test")
             reader = threading.Thread(target=lambda: results.append((target / "large").read_bytes()))
             reader.start()
-            deadline = time.monotonic() + 10
-            while served.count("parked_now") == 0:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            eventually(lambda: served.count("parked_now") > 0)
             with pytest.raises(MountError, match="in use"):
                 mount_table.unmount(str(target))
             cext.umount2(str(target), 2)  # MNT_DETACH
             for pack in packs:
                 (away / pack).rename(made.objects.packs / pack)
                 served.add_pack(image, made.objects, pack)
-            reader.join(10)
+            reader.join(PATIENCE_S)
     finally:
         for pack in packs:
             if (away / pack).exists():

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import cext
 from cext.errors import ClosedError, CorruptError, MissingError
 from tests.support.objects import Content, ObjectSet, make_objects
 from tests.support.serving import Served, serving
+from tests.support.waiting import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.usefixtures("real_machine")
 
@@ -42,13 +44,6 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> ObjectSet:
 def served(objects: ObjectSet) -> Iterator[Served]:
     with serving(objects) as found:
         yield found
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
 
 
 def fails(call: Callable[[], object]) -> int:
@@ -215,7 +210,7 @@ except OSError as error:
     os._exit(error.errno)
 """
     with served.children(code, objects.path("small"), waits=False) as (child,):
-        assert child.wait(5) == errno.EACCES
+        assert child.wait(PATIENCE_S) == errno.EACCES
 
 
 # ---------------------------------------------------------------------- damage
@@ -288,13 +283,12 @@ def test_a_missing_or_short_pack_is_an_error_for_its_readers_alone(tmp_path: Pat
         for name, content in contents.items():
             packs = {place.pack for place in made.places[name]}
             if packs & {gone, short}:
-                started = time.monotonic()
                 assert fails(lambda name=name: served.read(made, name)) == errno.EIO  # type: ignore[misc]
-                assert time.monotonic() - started < 1
             else:
                 assert served.read(made, name) == content
         assert f"pack {gone} at " in served.log_text()
         assert "the file ends at 10" in served.log_text()
+        assert served.count("parked") == 0, "nobody waited for what cannot come"
 
 
 def test_what_fails_for_ever_does_not_fill_the_log(tmp_path: Path) -> None:
@@ -394,8 +388,12 @@ def test_damaged_tables_are_refused_or_served_without_a_wrong_byte(tmp_path: Pat
 # ---------------------------------------------------------------------- waiting
 
 
-@pytest.fixture
-def lazy(tmp_path: Path) -> Iterator[tuple[Served, ObjectSet, str]]:
+LONG_S = 600.0
+"""A deadline that passes in no test, and a time of refusal that outlasts each."""
+
+
+@contextmanager
+def away(tmp_path: Path, *, deadline: float) -> Iterator[tuple[Served, ObjectSet, str]]:
     """An image of which the pack of "away" is not there yet, and that pack's name; its file is."""
     contents = {"here": CONTENTS["small"] * 10_000, "away": CONTENTS["large"]}
     made = make_objects(tmp_path / "set", contents, pack_size=1 << 10)
@@ -404,11 +402,23 @@ def lazy(tmp_path: Path) -> Iterator[tuple[Served, ObjectSet, str]]:
     hidden.mkdir()
     for name in names:
         (made.packs / name).rename(hidden / name)
-    with serving(lazy=True, deadline=0.7, fail_fast=3) as served:
+    with serving(lazy=True, deadline=deadline, fail_fast=LONG_S) as served:
         served.add(made, lazy=True)
         for name in names:
             (hidden / name).rename(made.packs / name)
         yield served, made, made.places["away"][0].pack
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> Iterator[tuple[Served, ObjectSet, str]]:
+    with away(tmp_path, deadline=LONG_S) as found:
+        yield found
+
+
+@pytest.fixture
+def brief(tmp_path: Path) -> Iterator[tuple[Served, ObjectSet, str]]:
+    with away(tmp_path, deadline=0.7) as found:
+        yield found
 
 
 def arrive(served: Served, made: ObjectSet) -> None:
@@ -416,8 +426,8 @@ def arrive(served: Served, made: ObjectSet) -> None:
         served.add_pack(served.images[0], made, name)
 
 
-def test_a_parked_read_gets_its_bytes_when_the_pack_comes(lazy: tuple[Served, ObjectSet, str]) -> None:
-    served, made, _ = lazy
+def test_a_parked_read_gets_its_bytes_when_the_pack_comes(patient: tuple[Served, ObjectSet, str]) -> None:
+    served, made, _ = patient
     results: list[bytes] = []
     reader = threading.Thread(target=lambda: results.append(served.read(made, "away")))
     reader.start()
@@ -439,35 +449,32 @@ def test_hundreds_of_parked_reads_do_not_stop_another_reader(tmp_path: Path) -> 
             with served.opened(made, f"away{n}") as fd:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
         eventually(lambda: served.count("parked_now") == 300)
-        started = time.monotonic()
         assert served.read(other, "here") == b"at hand"
-        assert time.monotonic() - started < 0.5
         assert served.count("parked_now") == 300
 
 
-def test_a_deadline_is_one_deadline_however_often_the_kernel_asks(lazy: tuple[Served, ObjectSet, str]) -> None:
-    served, made, pack = lazy
+def test_a_deadline_is_one_deadline_however_often_the_kernel_asks(brief: tuple[Served, ObjectSet, str]) -> None:
+    served, made, pack = brief
     with served.opened(made, "away") as fd:
         started = time.monotonic()
         assert fails(lambda: os.pread(fd, 4096, 0)) == errno.EIO
-        waited = time.monotonic() - started
-        assert 0.6 < waited < 1.3
-        assert served.count("reads") >= 2  # the kernel did ask again
-        started = time.monotonic()
+        assert time.monotonic() - started > 0.6
+        parked = served.count("parked")
+        assert served.count("reads") > parked  # the kernel did ask again, and that was not parked
         assert fails(lambda: os.pread(fd, 4096, 0)) == errno.EIO
-        assert time.monotonic() - started < 0.3
+        assert served.count("parked") == parked
         assert f"pack {pack} at 0: did not come before the deadline" in served.log_text()
         arrive(served, made)
         assert os.pread(fd, 4096, 0) == CONTENTS["large"][:4096]
 
 
-def test_a_mapped_reader_gets_one_deadline_and_sigbus(lazy: tuple[Served, ObjectSet, str]) -> None:
-    served, made, _ = lazy
+def test_a_mapped_reader_gets_one_deadline_and_sigbus(brief: tuple[Served, ObjectSet, str]) -> None:
+    served, made, _ = brief
     started = time.monotonic()
     with served.children(WAIT_FOR_PAGE, made.path("away"), "mapped") as (child,):
-        assert child.wait(5) == -signal.SIGBUS
-    assert 0.6 < time.monotonic() - started < 1.6
-    assert served.count("reads") >= 2
+        assert child.wait(PATIENCE_S) == -signal.SIGBUS
+    assert time.monotonic() - started > 0.6
+    assert served.count("reads") > served.count("parked") > 0
 
 
 WAIT_FOR_PAGE = """
@@ -494,15 +501,13 @@ def test_readers_of_a_parked_page_can_be_killed(tmp_path: Path, readers: int, ho
         served.add(made, lazy=True)
         with served.children(WAIT_FOR_PAGE, made.path("away"), how, count=readers) as children:
             eventually(lambda: served.count("parked_now") > 0)
-            time.sleep(0.05)
-            started = time.monotonic()
+            time.sleep(0.05)  # the other readers come too, or are killed on their way: both must do
             for child in children:
                 child.kill()
             for child in children:
-                assert child.wait(5) == -signal.SIGKILL
-            assert time.monotonic() - started < 2
+                assert child.wait(PATIENCE_S) == -signal.SIGKILL
         if how == "mapped":
-            assert served.count("killed") >= 1
+            eventually(lambda: served.count("killed") >= 1)
         assert served.count("expired") == 0
 
 
@@ -528,7 +533,7 @@ def test_a_handled_signal_does_not_break_a_parked_open(objects: ObjectSet) -> No
             assert child.poll() is None
             assert served.count("parked_now") == 1
             served.add(objects, expected=True)
-            assert child.wait(5) == 0
+            assert child.wait(PATIENCE_S) == 0
         assert served.count("killed") == 0
 
 
@@ -546,8 +551,8 @@ def test_who_waits_for_a_name_can_be_killed_also_after_a_handled_signal(objects:
             for child in children:
                 child.kill()
             for child in children:
-                assert child.wait(5) == -signal.SIGKILL
-        assert served.count("killed") >= 1
+                assert child.wait(PATIENCE_S) == -signal.SIGKILL
+        eventually(lambda: served.count("killed") >= 1)
 
 
 def test_a_lookup_waits_for_tables_that_were_announced(objects: ObjectSet) -> None:
@@ -564,14 +569,18 @@ def test_a_lookup_waits_for_tables_that_were_announced(objects: ObjectSet) -> No
 
 
 def test_a_lookup_of_tables_that_do_not_come_ends(objects: ObjectSet) -> None:
-    with serving(deadline=0.4, fail_fast=0.5) as served:
+    with serving(deadline=0.4, fail_fast=LONG_S) as served:
         served.server.expect_image()
         started = time.monotonic()
         assert fails(lambda: served.read(objects, "small")) == errno.EIO
-        assert 0.3 < time.monotonic() - started < 1
-        started = time.monotonic()
+        assert time.monotonic() - started > 0.3
         assert fails(lambda: served.read(objects, "small")) == errno.EIO
-        assert time.monotonic() - started < 0.2
+        assert (served.count("parked"), served.count("expired")) == (1, 1)  # the second was refused at once
+
+
+def test_a_lookup_of_tables_that_will_not_come_ends(objects: ObjectSet) -> None:
+    with serving() as served:
+        served.server.expect_image()
         results: list[int] = []
         reader = threading.Thread(target=lambda: results.append(fails(lambda: served.read(objects, "page"))))
         reader.start()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +26,13 @@ from lazyfs.errors import ObjectServerError
 from tests.support.mounts import mount_file
 from tests.support.objects import ObjectSet, make_objects
 from tests.support.trees import make_erofs
+from tests.support.waiting import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.usefixtures("real_machine")
 
 ROOT = Path(__file__).parents[2]
+LONG_S = 600.0
+"""Longer than any test."""
 CONTENTS = {"small": b"hello, content\n", "large": os.urandom(1 << 20)}
 
 
@@ -103,13 +106,6 @@ class Place:
 
     def is_empty(self) -> bool:
         return not self.sockets() and not self.processes()
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -360,19 +356,28 @@ def test_a_kept_image_is_served_until_its_mount_is_gone(
     eventually(place.is_empty)
 
 
-def test_a_server_outlives_its_client_as_long_as_asked_and_keeps_the_pages(place: Place, made: ObjectSet) -> None:
-    linger_s = 2.0
+def test_a_server_outlives_its_client_and_keeps_the_pages(place: Place, made: ObjectSet) -> None:
     with opened(made) as image:
-        with objects.attach(image, run_dir=place.path, root=place.path, linger_s=linger_s) as first:
+        with objects.attach(image, run_dir=place.path, root=place.path, linger_s=LONG_S) as first:
             assert read(first, made, "large") == CONTENTS["large"]
             before = first.statistics()
-        ended = time.monotonic()
         with objects.attach(image, run_dir=place.path, root=place.path, linger_s=0.1) as second:
             assert read(second, made, "large") == CONTENTS["large"]
             after = second.statistics()
     assert after["process"] == before["process"]
     assert after["statistics"]["reads"] == before["statistics"]["reads"] > 0
-    assert place.processes()
+    assert len(place.processes()) == 2
+    os.kill(after["process"], signal.SIGKILL)  # or it would linger
+
+
+def test_a_server_outlives_its_client_as_long_as_asked_and_no_longer(place: Place, made: ObjectSet) -> None:
+    linger_s = 1.0
+    with opened(made) as image:
+        with objects.attach(image, run_dir=place.path, root=place.path, linger_s=linger_s):
+            pass
+        ended = time.monotonic()
+        with objects.attach(image, run_dir=place.path, root=place.path, linger_s=0.1):
+            pass
     eventually(place.is_empty)
     assert time.monotonic() - ended >= linger_s
 
@@ -383,17 +388,19 @@ def test_containers_of_one_image_share_its_erofs_mount_and_others_do_not(
     def device(name: str) -> tuple[int, int]:
         with (
             opened(made) as image,
-            objects.attach(image, run_dir=place.path, root=place.path, metadata=name, linger_s=1) as attachment,
+            objects.attach(image, run_dir=place.path, root=place.path, metadata=name, linger_s=LONG_S) as attachment,
             open(erofs, "rb") as file,
         ):
             metadata = attachment.metadata(file.fileno(), name="test")
             assert attachment.metadata(file.fileno(), name="test") == metadata
             return cext.device_of(metadata)
 
-    with place.attached(made):
+    with place.attached(made) as outer:
         one, again, other = device("one"), device("one"), device("other")
         assert one == again
         assert one != other
+        server = outer.statistics()["process"]
+    os.kill(server, signal.SIGKILL)  # or it would linger
 
 
 def test_a_lease_is_held_by_the_server_until_it_lets_go(place: Place, made: ObjectSet, tmp_path: Path) -> None:
@@ -469,7 +476,7 @@ def test_nonsense_on_the_socket_ends_nothing_but_its_connection(
         monkeypatch.chdir(place.sockets()[0].parent)
         for message in HOSTILE:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-                sock.settimeout(5)
+                sock.settimeout(PATIENCE_S)
                 sock.connect(place.address())
                 sock.send(message)
                 answer = sock.recv(65536)
@@ -494,7 +501,7 @@ def test_another_user_is_refused(place: Place, made: ObjectSet, tmp_path: Path) 
                 os.setgid(1000)
                 os.setuid(1000)
                 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-                    sock.settimeout(5)
+                    sock.settimeout(PATIENCE_S)
                     sock.connect("socket")
                     status = 0 if sock.recv(10) == b"" else 2
             finally:

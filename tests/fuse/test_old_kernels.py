@@ -17,12 +17,13 @@ import pytest
 from cext.errors import UnsupportedError
 from lazyfs import erofs_mount, mount, mount_table, objects, unattached
 from lazyfs.errors import MountError
-from tests.fuse.test_objects import CONTENTS, Place, eventually, opened
+from tests.fuse.test_objects import CONTENTS, Place, opened
 from tests.support.command import Onesec
 from tests.support.objects import ObjectSet, make_objects
 from tests.support.oracle import assert_image
 from tests.support.shell import shell_image
 from tests.support.trees import make_erofs
+from tests.support.waiting import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.usefixtures("real_machine")
 
@@ -200,7 +201,7 @@ def test_the_whole_command_works_with_attached_lower_directories(tmp_path: Path)
             env=onesec.surroundings,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ from lazyfs import objects, prefill, profile
 from lazyfs.bootpack import PAGE, BootPackBytes, Page
 from lazyfs.objects import Attachment
 from lazyfs.remote import Source
-from tests.fuse.test_objects import FakeImage, eventually, opened
+from tests.fuse.test_objects import FakeImage, opened
 from tests.support.objects import Content, ObjectSet, make_objects
 from tests.support.origin import (
     Fault,
@@ -33,6 +33,7 @@ from tests.support.origin import (
     whole,
     wrong_range,
 )
+from tests.support.waiting import eventually
 
 CONTENTS: dict[str, Content] = {
     "small": b"a few bytes",

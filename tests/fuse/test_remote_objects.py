@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,11 +24,12 @@ import pytest
 import cext
 from cext.fetch import SPAN
 from tests.support import origin as faults
-from tests.support.far import Remote, linked, remote, slots
+from tests.support.far import LONG_S, Remote, linked, remote, slots
 from tests.support.objects import ObjectSet, make_objects
 from tests.support.origin import Exchange, Fault, Origin
 from tests.support.origin import serving as origin_serving
 from tests.support.serving import serving
+from tests.support.waiting import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.usefixtures("real_machine")
 
@@ -81,7 +83,7 @@ def origin() -> Iterator[Origin]:
 def outcome(found: Remote, objects: ObjectSet, name: str, how: str) -> str:
     """What a process of its own makes of the object: the hash of its bytes, "errno N", "short N", or "signal N"."""
     with found.served.children(READER, objects.path(name), how, waits=False) as (child,):
-        out, _ = child.communicate(timeout=60)
+        out, _ = child.communicate(timeout=PATIENCE_S)
         return out.decode().strip() if child.returncode == 0 else f"signal {-child.returncode}"
 
 
@@ -96,18 +98,12 @@ def check_all(found: Remote, objects: ObjectSet) -> None:
             assert one.result() == DIGESTS[name], f"{name}\n{found.served.log_text()}"
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
-
-
 def test_objects_come_from_an_origin(objects: ObjectSet, origin: Origin) -> None:
     with remote(objects, origin) as found:
         check_all(found, objects)
         size = sum(path.stat().st_size for path in objects.packs.iterdir())
-        assert found.served.count("fetched_bytes") == size  # each span once, whoever reads it
+        # Each span once, whoever reads it; again only if all readers pause so long that the memory is given back.
+        assert size <= found.served.count("fetched_bytes") <= 2 * size
         assert found.served.count("parked") > 0
         assert found.served.count("rejected") == 0
 
@@ -126,7 +122,7 @@ FAULTS: dict[str, Fault] = {
     "long body": faults.long_body,
     "flipped bytes": faults.flipped,
     "zeros": faults.zeros,
-    "silent": faults.silent(0.6),
+    "silent": faults.silent,
     "encoded": faults.encoded,
     "404": faults.status(404),
     "429": faults.status(429, "Retry-After: 1"),
@@ -138,7 +134,7 @@ FAULTS: dict[str, Fault] = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_reader_gets_the_right_bytes_through(objects: ObjectSet, origin: Origin, name: str) -> None:
     origin.fail(name, FAULTS[name], times=4)
-    with remote(objects, origin, stall_timeout=0.3 if name == "silent" else 20, hedge_floor=30) as found:
+    with remote(objects, origin, stall_timeout=0.5 if name == "silent" else 20, hedge_floor=600) as found:
         check_all(found, objects)
         assert origin.met(name) == 4
         assert found.served.count("errors") == 0
@@ -157,10 +153,10 @@ def test_a_source_that_always_fails_is_made_up_for_by_the_next(objects: ObjectSe
 
 def test_a_redirect_to_a_signed_place_that_has_expired_is_followed_anew(objects: ObjectSet, origin: Origin) -> None:
     origin.fail("expired", faults.signed(origin, -1), times=3, where=lambda e: e.path.startswith("/blobs/"))
-    origin.fail("signed", faults.signed(origin, 0.2), times=-1, where=lambda e: e.path.startswith("/blobs/"))
+    origin.fail("signed", faults.signed(origin, 900), times=-1, where=lambda e: e.path.startswith("/blobs/"))
     with remote(objects, origin) as found:
         assert outcome(found, objects, "large", "read") == DIGESTS["large"]
-        time.sleep(0.25)
+        origin.ahead = 1000
         check_all(found, objects)
         assert origin.met("expired") == 3
         assert origin.met("signed") >= 2
@@ -169,32 +165,31 @@ def test_a_redirect_to_a_signed_place_that_has_expired_is_followed_anew(objects:
 def test_an_image_outlives_any_number_of_tokens(objects: ObjectSet, origin: Origin) -> None:
     """Whoever has the credentials hands in a new token each time the source is called stale."""
     origin.token = "token 0"
-    stop = threading.Event()
+    stop, numbers = threading.Event(), itertools.count(1)
     with remote(objects, origin) as found:
         fetcher = found.fetcher
         fetcher.set_source(1, origin.url, headers=["Authorization: Bearer token 0"])
 
-        def revoke() -> None:
-            for number in range(1, 100):
-                if stop.wait(0.03):
-                    return
-                origin.token = f"token {number}"
+        def revoke(_: Exchange) -> bool:
+            origin.token = f"token {next(numbers)}"
+            return False
 
         def renew() -> None:
             while not stop.wait(0.005):
                 if fetcher.news():
                     fetcher.set_source(1, origin.url, headers=[f"Authorization: Bearer {origin.token}"])
 
-        origin.fail("slow", faults.late(0.05), times=-1)
-        with ThreadPoolExecutor(2) as pool:
-            jobs = [pool.submit(revoke), pool.submit(renew)]
+        # Each time that a request comes with the token that is good.
+        origin.fail("revoked", revoke, times=5, where=lambda e: e.headers["authorization"] == f"Bearer {origin.token}")
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(renew)
             try:
                 check_all(found, objects)
             finally:
                 stop.set()
-            for job in jobs:
-                job.result()
+            job.result()
         statistics = fetcher.statistics()
+        assert origin.met("revoked") == 5
         assert statistics["stale"] >= 2, statistics
 
 
@@ -204,11 +199,10 @@ def test_an_origin_gone_for_a_while_is_waited_for(objects: ObjectSet, origin: Or
         origin.vanish()
         with ThreadPoolExecutor(2) as pool:
             waits = [pool.submit(outcome, found, objects, "large", how) for how in ("read", "mmap")]
-            time.sleep(1)
+            eventually(lambda: found.fetcher.statistics()["transport"] > 2)
             assert not any(one.done() for one in waits)
             origin.heal()
             assert [one.result() for one in waits] == [DIGESTS["large"]] * 2
-        assert found.fetcher.statistics()["transport"] > 0
         assert found.served.count("errors") == 0
 
 
@@ -216,12 +210,13 @@ def test_an_origin_gone_for_a_while_is_waited_for(objects: ObjectSet, origin: Or
 def test_an_origin_gone_for_good_is_an_error_with_one_line_that_says_all(
     objects: ObjectSet, origin: Origin, how: str
 ) -> None:
-    with remote(objects, origin, deadline=0.8) as found:
+    with remote(objects, origin, deadline=2) as found:
         origin.fail("gone", faults.status(503), times=-1)
         start = time.monotonic()
         said = outcome(found, objects, "small", how)
         assert said == (f"errno {errno.EIO}" if how == "read" else f"signal {signal.SIGBUS}")
-        assert 0.8 <= time.monotonic() - start < 3  # one deadline, however often the kernel asks
+        assert time.monotonic() - start >= 2
+        assert found.served.count("reads") > found.served.count("parked") > 0  # asked again, refused at once
         assert origin.met("gone") > 1
         place = objects.places["small"][0]
         line = next(line for line in found.served.log_text().splitlines() if "deadline" in line)
@@ -234,17 +229,16 @@ def test_an_origin_gone_for_good_is_an_error_with_one_line_that_says_all(
         ):
             assert words in line
         origin.heal()
-        time.sleep(2.1)  # the place is refused at once for a while
-        assert outcome(found, objects, "small", "read") == DIGESTS["small"]
+        eventually(lambda: outcome(found, objects, "small", "read") == DIGESTS["small"])  # it is refused for a while
 
 
 def test_bytes_that_are_always_wrong_are_never_served(objects: ObjectSet, origin: Origin) -> None:
-    with remote(objects, origin, deadline=0.8) as found:
+    with remote(objects, origin, deadline=2) as found:
         origin.fail("flipped", faults.flipped, times=-1)
         assert outcome(found, objects, "large", "read") == f"errno {errno.EIO}"
         line = next(line for line in found.served.log_text().splitlines() if "deadline" in line)
         assert "wrong" in line or "hash differs" in line
-        assert 2 <= origin.met("flipped") < 100
+        assert 2 <= origin.met("flipped") < 300  # the backoff holds it back
         assert found.served.count("rejected") >= 2
 
 
@@ -272,7 +266,7 @@ def test_a_fetcher_that_dies_is_replaced_by_the_next_one(objects: ObjectSet, ori
         second = stack.enter_context(origin_serving())
         second.add_directory(objects.packs)
         memory = stack.enter_context(slots())
-        served = stack.enter_context(serving(deadline=30, memory=memory))
+        served = stack.enter_context(serving(deadline=LONG_S, memory=memory))
         with linked(served.server, memory, origin) as fetcher:
             found = Remote(served, fetcher, memory)
             origin.add_directory(objects.packs)
@@ -320,7 +314,6 @@ def test_more_spans_than_there_are_slots_all_come(tmp_path: Path, origin: Origin
 def test_memory_is_given_back_when_nobody_reads(objects: ObjectSet, origin: Origin) -> None:
     with remote(objects, origin) as found:
         check_all(found, objects)
-        assert os.fstat(found.memory).st_blocks > 0
         eventually(lambda: os.fstat(found.memory).st_blocks == 0)
         before = found.served.count("fetched")
         drop_pages(found, objects)

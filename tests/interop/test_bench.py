@@ -13,7 +13,7 @@ import pytest
 from benchmarks.macro.catalogue import SCENARIOS
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 def bench(*words: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -23,7 +23,7 @@ def bench(*words: str | Path, status: int = 0) -> subprocess.CompletedProcess[st
         env=dict(os.environ),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
     )
     assert done.returncode == status, done.stderr

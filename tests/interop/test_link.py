@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.macro.link import Means, Shape, link
+from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 BYTES = 6_000_000
@@ -52,7 +53,7 @@ def transfers(shape: Shape, size: int, count: int, means: Means | None) -> tuple
             assert server.stdout is not None
             server.stdout.readline()
             call = found.in_client([sys.executable, "-c", FETCH, found.address, str(size), str(count)])
-            done = subprocess.run(call, capture_output=True, text=True, check=True, timeout=60)
+            done = subprocess.run(call, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
             moved = found.counters().since(before)
         finally:
             server.kill()

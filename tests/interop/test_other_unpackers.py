@@ -25,6 +25,7 @@ from tests.support.oci import oci_layout, tar_of
 from tests.support.oracle import assert_image
 from tests.support.road import Command
 from tests.support.trees import Seen, Snapshot, make_every_kind, snapshot
+from tests.support.waiting import PATIENCE_S
 
 TIME = 1_000_000_000
 IMPLICIT = (b"implicit", b"new", b"new/deep", b"recreated")
@@ -274,7 +275,7 @@ def podman(layout: Path, directory: Path) -> Iterator[Path]:
         words += ["--events-backend", "none", "--cgroup-manager", "cgroupfs"]
 
         def call(*more: str) -> str:
-            done = subprocess.run([*words, *more], capture_output=True, text=True, check=False, timeout=60)
+            done = subprocess.run([*words, *more], capture_output=True, text=True, check=False, timeout=PATIENCE_S)
             assert done.returncode == 0, done.stderr
             return str(done.stdout).strip()
 

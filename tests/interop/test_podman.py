@@ -16,6 +16,7 @@ import pytest
 from tests.support.command import Onesec
 from tests.support.podman import Podman, podman
 from tests.support.shell import shell_image
+from tests.support.waiting import PATIENCE_S
 
 CONFIG = {"Env": ["FROM_IMAGE=yes", "BOTH=image"], "WorkingDir": "/srv", "Cmd": ["id"]}
 
@@ -31,7 +32,7 @@ class Both:
         """Ours, then podman's."""
         words = [*self.ours.words("run", *options, "image", *command)]
         ours = subprocess.run(
-            words, input=stdin, capture_output=True, env=self.ours.surroundings, timeout=60, check=False
+            words, input=stdin, capture_output=True, env=self.ours.surroundings, timeout=PATIENCE_S, check=False
         )
         interactive = ["-i"] if stdin else []
         return ours, self.theirs(*command, options=[*interactive, *options], stdin=stdin)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from tests.support.oci import oci_layout, tar_of
 from tests.support.oracle import assert_image, mounted
 from tests.support.road import Command
 from tests.support.trees import assert_same_tree, make_every_kind, snapshot
+from tests.support.waiting import PATIENCE_S, eventually
 
 NOBODY = 65534
 
@@ -44,13 +45,6 @@ def onesec(real_machine: None, tmp_path: Path) -> Iterator[Command]:
     eventually(lambda: servers(tmp_path) == [])
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def kind(target: Path) -> str | None:
     rows = [row for row in mount_table() if row.target == str(target)]
     return rows[-1].kind if rows else None
@@ -64,7 +58,7 @@ def without(capability: str, words: list[str | Path], onesec: Command) -> subpro
     """A call by a root that lacks a capability, as in a container."""
     drop = ["setpriv", "--bounding-set", f"-{capability}", "--inh-caps", f"-{capability}"]
     call = [*drop, sys.executable, "-m", "onesec", *map(str, words)]
-    return subprocess.run(call, env=onesec.environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(call, env=onesec.environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def test_the_kernel_mounts_where_it_can_and_nothing_is_said(onesec: Command, tmp_path: Path) -> None:
@@ -188,7 +182,9 @@ raise SystemExit(main(sys.argv[1:]))
 def test_an_old_kernel_gets_a_portable_mount_and_one_line(onesec: Command, tmp_path: Path) -> None:
     def call(*words: str | Path) -> subprocess.CompletedProcess[str]:
         call = [sys.executable, "-c", OLD_KERNEL, *map(str, words)]
-        return subprocess.run(call, env=onesec.environment, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(
+            call, env=onesec.environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
 
     done = call("mount", "--mode", "kernel", "app", tmp_path / "m")
     assert done.returncode == 1
@@ -225,7 +221,7 @@ def test_an_interrupted_mount_leaves_nothing(onesec: Command, tmp_path: Path, mo
         child = subprocess.Popen(call, env=onesec.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(delay)
         child.send_signal(signal.SIGINT)
-        statuses.append(child.wait(timeout=30))
+        statuses.append(child.wait(timeout=PATIENCE_S))
         if statuses[-1] == 0:
             assert kind(tmp_path / "m") is not None
             onesec("umount", tmp_path / "m")
@@ -249,7 +245,9 @@ def test_neither_way_to_mount_loads_the_portable_server_into_the_client(onesec: 
         pass  # the first mount of an image decodes its index
     for mode in ("kernel", "portable"):
         words = [sys.executable, "-c", WATCHED, "mount", "--mode", mode, "app", str(tmp_path / "m")]
-        done = subprocess.run(words, env=onesec.environment, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(
+            words, env=onesec.environment, capture_output=True, text=True, timeout=PATIENCE_S, check=True
+        )
         onesec("umount", tmp_path / "m")
         heavy = {"trio", "pyfuse3", "asyncio", "httpx", "zstandard", "blake3"} & set(done.stdout.split())
         assert heavy == set(), mode
@@ -296,7 +294,9 @@ def as_nobody(home: Path, *calls: list[str]) -> list[dict[str, object]]:
         "ONESEC_RUN": str(home / "run"),
     }
     words = [sys.executable, "-m", "tests.support.unprivileged", str(NOBODY), json.dumps(calls)]
-    done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

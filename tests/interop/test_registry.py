@@ -28,6 +28,7 @@ from registry.upload import Uploader
 from tests.support.docker_registry import Server, docker_registry
 from tests.support.oracle import assert_image
 from tests.support.shell import shell_image
+from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 SECRET = b"moved through a registry\n"
@@ -52,7 +53,9 @@ class Host:
 
     def __call__(self, *words: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
         call = [sys.executable, "-m", "onesec", *map(str, words)]
-        done = subprocess.run(call, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            call, env=self.environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
         assert done.returncode == status, done.stderr
         return done
 
@@ -95,7 +98,9 @@ def runs(host: Host, name: str) -> bool:
 
 
 def skopeo(*words: str | Path) -> None:
-    done = subprocess.run(["skopeo", "--insecure-policy", *map(str, words)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["skopeo", "--insecure-policy", *map(str, words)], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.plain import ROOT, Runner, environment
 from tests.support.trees import PlainImage, make_image
+from tests.support.waiting import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_signals_reach_the_container_and_its_status_comes_back(run: Runner, numb
     with run.start("/bin/tool", "trap") as process:
         ready(process)
         process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out, err) == (40 + number, f"caught {number.value}\n".encode(), b"")
     assert run.left() == []
 
@@ -177,7 +178,7 @@ def test_the_third_sigterm_ends_a_container_that_ignores_them(run: Runner) -> No
         for _ in range(3):
             process.send_signal(signal.SIGTERM)
             time.sleep(0.05)
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 137
     assert run.left() == []
 
@@ -201,7 +202,7 @@ def test_a_killed_client_leaves_no_process_and_the_next_run_removes_the_rest(run
         ready(process)
         assert processes_with(marker)
         process.kill()
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE_S)
     deadline = time.monotonic() + 10
     while processes_with(marker) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -217,7 +218,7 @@ def test_a_running_container_is_not_swept_by_another(run: Runner) -> None:
         assert run("/bin/tool", "true").returncode == 0
         assert len(run.left()) == 2
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 40 + signal.SIGTERM
     assert run.left() == []
 
@@ -253,7 +254,7 @@ def test_a_terminal_has_the_clients_size_follows_it_and_passes_keys_on(run: Runn
             read_until(master, b"tty 111 20x50")
             os.write(master, b"\x03")  # in raw mode a byte; the container's own terminal makes SIGINT of it
             read_until(master, b"caught 2")
-            assert process.wait(timeout=30) == 42
+            assert process.wait(timeout=PATIENCE_S) == 42
         assert termios.tcgetattr(slave) == before
     finally:
         os.close(slave)

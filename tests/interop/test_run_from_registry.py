@@ -8,8 +8,7 @@ import hashlib
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from lazyfs import objects
 from tests.support.command import Onesec
 from tests.support.docker_registry import Server, docker_registry
 from tests.support.shell import shell_image
+from tests.support.waiting import PATIENCE_S, eventually
 
 BIG = os.urandom((3 << 20) + 5)
 DIGEST = hashlib.sha256(BIG).hexdigest()
@@ -50,13 +50,6 @@ class Far:
 
     def log(self) -> str:
         return "".join(path.read_text() for path in self.onesec.run_dir.glob("domains/*/log"))
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 15
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def make_host(directory: Path, *servers: Server, auth: str = "{}") -> Onesec:
@@ -109,7 +102,7 @@ def mounted(far: Far, tmp_path: Path) -> Path:
 
 def hash_of(path: Path) -> str:
     """Read by a process of its own."""
-    done = subprocess.run(["sha256sum", path], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(["sha256sum", path], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[0]
 
@@ -120,7 +113,7 @@ def test_a_container_runs_on_bytes_of_the_registry(far: Far) -> None:
         env=far.onesec.surroundings,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

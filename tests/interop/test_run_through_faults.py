@@ -23,6 +23,7 @@ from tests.support.command import Onesec
 from tests.support.origin import Fault, Origin
 from tests.support.origin import serving as origin_serving
 from tests.support.shell import shell_image
+from tests.support.waiting import PATIENCE_S
 
 BIG = os.urandom((2 << 20) + 77)
 DIGEST = hashlib.sha256(BIG).hexdigest()
@@ -93,7 +94,7 @@ def start(onesec: Onesec, *words: str, name: str = "app") -> subprocess.Popen[by
 def hash_of(onesec: Onesec) -> str:
     """Of what a container reads, on pages that no other one has read."""
     with start(onesec) as run:
-        out, err = run.communicate(timeout=100)
+        out, err = run.communicate(timeout=PATIENCE_S)
         assert run.returncode == 0, err
     return hashlib.sha256(out).hexdigest()
 
@@ -124,7 +125,7 @@ def test_a_container_outlives_an_origin_that_is_gone_for_a_while(maker: Onesec, 
         time.sleep(1.5)
         assert run.poll() is None
         origin.heal()
-        out, err = run.communicate(timeout=60)
+        out, err = run.communicate(timeout=PATIENCE_S)
         assert run.returncode == 0, err
     assert hashlib.sha256(out).hexdigest() == DIGEST
 
@@ -135,7 +136,7 @@ def test_a_container_on_an_origin_that_is_gone_for_good_ends_with_an_error(
     onesec = far_host(maker, tmp_path, origin, deadline=1.5)
     origin.fail("gone", faults.status(503), times=-1)
     with start(onesec) as run:
-        out, _ = run.communicate(timeout=60)
+        out, _ = run.communicate(timeout=PATIENCE_S)
         assert run.returncode != 0
     assert out == b""
     assert origin.met("gone") > 1
@@ -167,7 +168,7 @@ def test_a_boot_pack_that_comes_through_faults_changes_no_byte(
     origin.fail(fault, FAULTS[fault], times=6)
     for _ in range(2):  # the second one on what the pusher of the first one left
         with start(onesec, name=profiled) as run:
-            out, err = run.communicate(timeout=100)
+            out, err = run.communicate(timeout=PATIENCE_S)
             assert (run.returncode, hashlib.sha256(out).hexdigest()) == (0, DIGEST), err
     assert origin.met(fault) == 6
     said = onesec("fsck", "--json")
@@ -202,7 +203,7 @@ def test_a_file_that_can_no_longer_be_had_ends_in_an_error_never_in_other_bytes(
         assert run.stdout is not None
         assert run.stdout.readline() == b"go\n"
         origin.fail(fault, FAULTS[fault], times=-1)
-        out, err = run.communicate(b"\n", timeout=60)
+        out, err = run.communicate(b"\n", timeout=PATIENCE_S)
     assert BIG.startswith(out)
     assert len(out) < len(BIG)
     assert err == b"cat: /srv/big: Input/output error\nstatus 1\n" or err.startswith(b"/bin/sh"), err

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from registry.model import BOOTPACK, PACK
-from tests.interop.test_run_from_registry import eventually, make_host
+from tests.interop.test_run_from_registry import make_host
 from tests.support.command import Onesec
 from tests.support.docker_registry import Server, docker_registry
 from tests.support.shell import shell_image
+from tests.support.waiting import PATIENCE_S, eventually
 
 BIG = os.urandom((2 << 20) + 7)
 SCRIPT = b"cat /srv/small; grep -m1 -a -c . /srv/big > /dev/null\n"
@@ -42,7 +43,7 @@ def ran(host: Onesec, *words: str) -> subprocess.CompletedProcess[bytes]:
         env=host.surroundings,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -116,7 +117,7 @@ def test_many_starts_of_an_unknown_image_at_once_bring_it_once(made: Made, far: 
         for _ in range(6)
     ]
     for start in starts:
-        out, err = start.communicate(timeout=100)
+        out, err = start.communicate(timeout=PATIENCE_S)
         assert (start.returncode, out) == (0, b"hello\n"), err
     assert len(list(far.run_dir.glob("domains/*"))) == 1
     assert far("fsck").status == 0
@@ -197,11 +198,13 @@ def alone(real_machine: None, tmp_path: Path) -> Iterator[Onesec]:
 
 
 def started(host: Onesec, *words: str) -> subprocess.Popen[bytes]:
-    """With the container at work: it has said `go`."""
+    """With the container at work: it has said `go`. A script that goes on with `read x` waits until stdin is closed,
+    and only what it says after that comes from `communicate`.
+    """
     process = subprocess.Popen(
         host.words(*words),
         env=host.surroundings,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -224,12 +227,12 @@ def servers(host: Onesec) -> list[int]:
 def test_a_name_that_moved_during_a_profile_stays_where_it_is(alone: Onesec, tmp_path: Path, again: bool) -> None:
     (tmp_path / "other").mkdir()
     other = shell_image(tmp_path / "other", files={"srv/other": b"new\n"})
-    with started(alone, "profile", "app", "/bin/sh", "-c", "echo go; sleep 2") as process:
+    with started(alone, "profile", "app", "/bin/sh", "-c", "echo go; read x; true") as process:
         assert alone("import", other, "-t", "app").status == 0 if again else alone("rm", "app").status == 0
         images = alone("images", "--json").out
         assert alone("gc").status == 0, "it need not wait for the container"
         assert process.poll() is None
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert err.startswith(b"onesec: image app:latest: no longer is sha256:"), err
     assert alone("images", "--json").out == images
@@ -238,14 +241,15 @@ def test_a_name_that_moved_during_a_profile_stays_where_it_is(alone: Onesec, tmp
 
 def test_what_a_killed_profile_leaves_goes_with_the_next(alone: Onesec) -> None:
     images = alone("images", "--json").out
-    with started(alone, "profile", "app", "/bin/sh", "-c", "echo go; sleep 60") as process:
+    with started(alone, "profile", "app", "/bin/sh", "-c", "echo go; read x") as process:
         process.kill()
     assert alone("images", "--json").out == images
     assert os.listdir(alone.run_dir / "profiles") != []
-    with started(alone, "profile", "app", "/bin/sh", "-c", "echo go; sleep 1") as other:
+    with started(alone, "profile", "app", "/bin/sh", "-c", "echo go; read x; true") as other:
         assert alone("profile", "app", "/bin/true").status == 0
         assert len(os.listdir(alone.run_dir / "profiles")) == 1, "that of the one that is at work"
-        assert other.wait(30) == 1, "its name has moved"
+        other.communicate(timeout=PATIENCE_S)
+        assert other.returncode == 1, "its name has moved"
     assert os.listdir(alone.run_dir / "profiles") == []
 
 
@@ -265,7 +269,7 @@ def test_a_container_ends_with_its_own_status_whatever_becomes_of_the_timeline(a
         for server in servers(alone):
             with suppress(ProcessLookupError):
                 os.kill(server, signal.SIGKILL)
-        _, err = process.communicate(b"\n", timeout=30)
+        _, err = process.communicate(b"\n", timeout=PATIENCE_S)
     assert process.returncode == 7
     assert err == b"onesec: --timeline: object server: ended before it answered\nhint: its log says why\n"
     assert ran(alone, "run", "app", "/bin/cat", "/srv/small").stdout == b"hello\n"
@@ -274,7 +278,7 @@ def test_a_container_ends_with_its_own_status_whatever_becomes_of_the_timeline(a
 def test_a_container_of_a_caller_without_stdin_has_none_of_ours(alone: Onesec) -> None:
     script = "exec 3>&-; ls -l /proc/self/fd/0; cat"
     line = ["/bin/sh", "-c", 'exec "$@" 0<&-', "sh", *alone.words("run", "app", "/bin/sh", "-c", script)]
-    done = subprocess.run(line, env=alone.surroundings, capture_output=True, timeout=30, check=False)
+    done = subprocess.run(line, env=alone.surroundings, capture_output=True, timeout=PATIENCE_S, check=False)
     assert done.stdout.rstrip().endswith(b"-> /dev/null"), done
 
 
@@ -300,7 +304,7 @@ def test_a_host_with_few_descriptors_starts_slower_never_wrong(alone: Onesec, tm
                 )
                 client.connect(f"/proc/self/fd/{directory}/socket")
             eventually(lambda: "too many open files" in (place.parent / "log").read_text())
-        out, err = process.communicate(b"\n", timeout=30)
+        out, err = process.communicate(b"\n", timeout=PATIENCE_S)
     assert (process.returncode, err) == (0, b"")
     assert sorted(out.split()) == sorted(b"".join(files.values()).split())
 
@@ -308,9 +312,9 @@ def test_a_host_with_few_descriptors_starts_slower_never_wrong(alone: Onesec, tm
 def test_a_container_that_is_out_of_memory_dies_before_the_server_that_others_use(alone: Onesec) -> None:
     with open("/proc/self/oom_score_adj") as file:
         ours = file.read()
-    with started(alone, "run", "app", "/bin/sh", "-c", "echo go; cat /proc/self/oom_score_adj; sleep 1") as process:
+    with started(alone, "run", "app", "/bin/sh", "-c", "echo go; read x; cat /proc/self/oom_score_adj") as process:
         found = {Path(f"/proc/{server}/oom_score_adj").read_text() for server in servers(alone)}
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=PATIENCE_S)
     assert out.decode() == ours
     able = (
         int(re.findall(r"CapEff:\t(\w+)", Path("/proc/self/status").read_text())[0], 16) >> 24 & 1

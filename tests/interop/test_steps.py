@@ -19,6 +19,7 @@ from registry.model import LAYER
 from registry.reference import Reference
 from tests.support.command import Onesec, Said
 from tests.support.shell import shell_image
+from tests.support.waiting import PATIENCE_S
 
 
 def build(onesec: Onesec, tail: str, *words: str, base: str | None = None) -> Said:
@@ -26,7 +27,7 @@ def build(onesec: Onesec, tail: str, *words: str, base: str | None = None) -> Sa
     onesec.directory.mkdir(exist_ok=True)
     path = onesec.directory / "image.py"
     path.write_text(f"from onesec import Image\nimage = {source}{tail}\n")
-    return onesec("build", path, "-t", "app", *words, timeout=300)
+    return onesec("build", path, "-t", "app", *words, timeout=800)
 
 
 def last_layer(onesec: Onesec) -> set[bytes]:
@@ -88,7 +89,7 @@ def test_a_step_that_would_take_long_ends_at_once_with_the_build(
             assert line
         began = time.monotonic()
         process.send_signal(number)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=PATIENCE_S)
     assert time.monotonic() - began < 15
     assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGTERM)
     assert b"Traceback" not in err
@@ -160,7 +161,7 @@ def test_run_without_an_image_asks_for_that_alone(tmp_path: Path) -> None:
     assert (said.status, said.error) == (125, "the following arguments are required: REF")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_apt_works_in_a_step_and_leaves_neither_sources_nor_lists(tmp_path: Path, real_machine: None) -> None:
     if not os.environ.get("CI") and not os.environ.get("ONESEC_REQUIRE_ALL"):
         pytest.skip("builds a Debian from the network: only with CI or ONESEC_REQUIRE_ALL set")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.programs import STORE, build, plain_environment
+from tests.support.waiting import PATIENCE_S
 
 FAULTS = {
     "openat": ("EMFILE", "EIO"),
@@ -87,7 +88,7 @@ def test_old_state_or_new_whatever_fails(program: Path, memory: Path, scenario: 
                     env=plain_environment(),
                     capture_output=True,
                     text=True,
-                    timeout=60,
+                    timeout=PATIENCE_S,
                     check=False,
                 )
                 assert done.returncode == 0, f"{scenario}: {call} fails with {error} {how}: {done.stderr}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 from onesec.cli.main import main
+from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,7 +75,7 @@ class Onesec:
             start_new_session=True,
         )
 
-    def __call__(self, *words: str | Path, timeout: float = 60) -> Said:
+    def __call__(self, *words: str | Path, timeout: float = PATIENCE_S) -> Said:
         call = self.words(*words)
         done = subprocess.run(
             call, env=self.surroundings, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False

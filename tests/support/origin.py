@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.waiting import PATIENCE_S
+
 Fault = Callable[["Exchange"], bool]
 """Does something to an exchange. True: the exchange is over; False: it goes on as if nothing had been."""
 
@@ -83,6 +85,8 @@ class Origin:
     blobs: dict[str, bytes] = field(default_factory=dict)
     token: str | None = None
     lifetime: float | None = None  # of the tokens that it hands out; then it wants one of them
+    grace: float = 0  # how much longer than it says a token is good
+    ahead: float = 0  # of the time at which tokens and signed places end, so that a test needs not wait for it
     asked: list[Asked] = field(default_factory=list)
     most_at_once: int = 0
     connections: int = 0
@@ -98,6 +102,9 @@ class Origin:
     @property
     def url(self) -> str:
         return f"{self.scheme}://127.0.0.1:{self.port}/blobs/{{digest}}"
+
+    def now(self) -> float:
+        return time.monotonic() + self.ahead
 
     def add(self, data: bytes) -> bytes:
         """Its digest."""
@@ -199,7 +206,7 @@ class Origin:
         assert self.lifetime is not None
         with self._lock:
             token = f"token-{len(self._tokens)}-{time.monotonic()}"
-            self._tokens[token] = time.monotonic() + self.lifetime
+            self._tokens[token] = self.now() + self.lifetime + self.grace
         exchange.answer(200, json.dumps({"token": token, "expires_in": self.lifetime}).encode())
 
     def _refuse(self, exchange: Exchange) -> None:
@@ -212,7 +219,7 @@ class Origin:
     def _is_good(self, exchange: Exchange) -> bool:
         token = exchange.headers.get("authorization", "").removeprefix("Bearer ")
         with self._lock:
-            return self._tokens.get(token, 0) > time.monotonic()
+            return self._tokens.get(token, 0) > self.now()
 
     def _answer(self, exchange: Exchange) -> None:
         if self.lifetime is not None and exchange.path.startswith("/token"):
@@ -222,7 +229,7 @@ class Origin:
             self._refuse(exchange)
             return
         if exchange.path.startswith("/signed/"):
-            if float(exchange.path.partition("until=")[2]) < time.monotonic():
+            if float(exchange.path.partition("until=")[2]) < self.now():
                 exchange.answer(403, b"expired")
                 return
         elif self.token is not None and exchange.headers.get("authorization") != f"Bearer {self.token}":
@@ -276,7 +283,7 @@ class Origin:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(PATIENCE_S)
 
 
 @contextmanager
@@ -292,7 +299,7 @@ def serving(*blobs: bytes, context: ssl.SSLContext | None = None) -> Iterator[Or
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(10)
+        thread.join(PATIENCE_S)
         origin._close()
 
 
@@ -379,7 +386,7 @@ def held(gate: threading.Event) -> Fault:
     """Until the gate opens."""
 
     def fault(_: Exchange) -> bool:
-        gate.wait(30)
+        gate.wait(PATIENCE_S)
         return False
 
     return fault
@@ -400,15 +407,11 @@ def slow(seconds: float, pieces: int = 20) -> Fault:
     return fault
 
 
-def silent(seconds: float) -> Fault:
-    """Headers, half of the body, and then nothing."""
-
-    def fault(exchange: Exchange) -> bool:
-        exchange.answer_range(exchange.body[: len(exchange.body) // 2], length=len(exchange.body))
-        time.sleep(seconds)
-        return exchange.hang_up()
-
-    return fault
+def silent(exchange: Exchange) -> bool:
+    """Headers, half of the body, and then nothing until the other side gives up."""
+    exchange.answer_range(exchange.body[: len(exchange.body) // 2], length=len(exchange.body))
+    exchange.sock.recv(1)
+    return exchange.hang_up()
 
 
 def redirected(to: str, code: int = 307) -> Fault:
@@ -422,7 +425,7 @@ def signed(origin: Origin, lifetime: float) -> Fault:
     """To a signed url of another host that is good for that long; negative: from the start it is not."""
 
     def fault(exchange: Exchange) -> bool:
-        until = time.monotonic() + lifetime
+        until = origin.now() + lifetime
         name = exchange.path.rpartition("/")[2]
         place = f"{origin.scheme}://127.0.0.1:{origin.port}/signed/{name}?until={until}"
         return exchange.answer(307, b"", f"Location: {place}")

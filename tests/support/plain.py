@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.trees import PlainImage
+from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,7 +52,7 @@ class Runner:
             capture_output=True,
             cwd=ROOT,
             env=environment(),
-            timeout=60,
+            timeout=PATIENCE_S,
         )
 
     def start(

@@ -98,7 +98,7 @@ def serving(
     *sets: ObjectSet,
     threads: int = 3,
     lazy: bool = False,
-    deadline: float = 60.0,
+    deadline: float = 600.0,
     fail_fast: float = 5.0,
     store: cext.Store | None = None,
     memory: int = -1,

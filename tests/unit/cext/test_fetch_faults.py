@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.origin import serving
+from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[3]
 ENGINE = ("fetch*", "env", "log", "result")
@@ -26,7 +27,7 @@ def test_every_call_of_the_engine_may_fail(sanitizers: str, tmp_path: Path) -> N
     subprocess.run([*words, "-lcurl", "-pthread", "-o", program], check=True, env=PLAIN)
     with serving(DATA) as origin:
         call = [program, str(origin.port), hashlib.sha256(DATA).hexdigest(), str(len(DATA))]
-        done = subprocess.run(call, capture_output=True, text=True, env=PLAIN, check=False, timeout=100)
+        done = subprocess.run(call, capture_output=True, text=True, env=PLAIN, check=False, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr[-4000:]
     points = {tuple(line.split()[:2]): int(line.split()[2]) for line in done.stdout.splitlines()}
     assert points.keys() == {(kind, how) for kind in ("memory", "socket") for how in ("once", "forever")}

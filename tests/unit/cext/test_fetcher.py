@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,15 +22,22 @@ from cext.errors import ClosedError, CorruptError, LimitError, MissingError
 from cext.fetch import SPAN, Fetcher
 from tests.support import origin as faults
 from tests.support.origin import Exchange, Origin, serving
+from tests.support.waiting import PATIENCE_S, eventually
 
 DATA = random.Random(4).randbytes(3 * SPAN + 12345)
 SIZE = len(DATA)
+READS = 30
+"""Of each thread in the mixture."""
+
+
+NO_DOUBLES = 600.0
+"""Seconds until a request is doubled, but where that is tested: on a busy machine any request may be late."""
 
 
 @contextmanager
 def fetching(*origins: Origin, **options: float) -> Iterator[Fetcher]:
     """Origin 1, with these as its sources 1, 2, …"""
-    settings: dict[str, float] = {"backoff": 0.01, "backoff_max": 0.1, **options}
+    settings: dict[str, float] = {"backoff": 0.01, "backoff_max": 0.1, "hedge_floor": NO_DOUBLES, **options}
     with Fetcher(**settings) as fetcher:  # type: ignore[arg-type]
         for number, origin in enumerate(origins, 1):
             fetcher.set_source(number, origin.url)
@@ -51,13 +58,6 @@ def digest(origin: Origin) -> bytes:
 
 def read(fetcher: Fetcher, origin: Origin, offset: int = 0, length: int = SIZE, **options: float) -> bytes:
     return fetcher.read(1, digest(origin), SIZE, offset, length, **options)[0]  # type: ignore[arg-type]
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
 
 
 def test_a_range_is_asked_for_in_aligned_spans(origin: Origin) -> None:
@@ -104,7 +104,7 @@ FAULTS = {
     "wrong_total": (faults.wrong_total, "range"),
     "no_range": (faults.no_range, "range"),
     "encoded": (faults.encoded, "encoding"),
-    "silent": (faults.silent(1.0), "timeouts"),
+    "silent": (faults.silent, "timeouts"),
     "404": (faults.status(404), "status"),
     "416": (faults.status(416), "status"),
     "429": (faults.status(429), "status"),
@@ -116,30 +116,38 @@ FAULTS = {
     "file": (faults.redirected("file:///etc/passwd"), "redirect"),
     "user": (faults.redirected("http://me:secret@127.0.0.1/x"), "redirect"),
 }
+STALLS = {"silent": {"stall_timeout": 0.5}}
+"""And on a busy machine an answer without a fault may stall as well."""
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_an_answer_with_a_fault_is_asked_for_again(origin: Origin, name: str) -> None:
     fault, counted = FAULTS[name]
-    with fetching(origin, stall_timeout=0.3) as fetcher:
+    with fetching(origin, **STALLS.get(name, {})) as fetcher:
         origin.fail(name, fault, times=2)
-        data, source, tries = fetcher.read(1, digest(origin), SIZE, 5000, 70000, timeout=20)
+        data, source, tries = fetcher.read(1, digest(origin), SIZE, 5000, 70000, timeout=PATIENCE_S)
         assert data == DATA[5000:75000]
         statistics = fetcher.statistics()
     assert origin.met(name) == 2
-    assert (source, tries) == (1, 3)
-    assert statistics[counted] == 2, statistics
-    assert statistics["retries"] == 2
+    if name not in STALLS:
+        assert (source, tries) == (1, 3)
+        assert statistics[counted] == 2, statistics
+        assert statistics["retries"] == 2
+    else:
+        assert tries >= 3
+        assert statistics[counted] >= 2, statistics
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_source_with_a_fault_gives_way_to_the_next_one_at_once(origin: Origin, name: str) -> None:
     fault, _ = FAULTS[name]
-    with serving(DATA) as bad, fetching(bad, origin, stall_timeout=0.3, backoff=5, backoff_max=5) as fetcher:
+    options = {"backoff": 0.01 if name in STALLS else 600, "backoff_max": 600, **STALLS.get(name, {})}
+    with serving(DATA) as bad, fetching(bad, origin, **options) as fetcher:
         bad.fail(name, fault, times=-1)
-        data, source, tries = fetcher.read(1, digest(origin), SIZE, 5000, 70000, timeout=4)
-        assert (data, source, tries) == (DATA[5000:75000], 2, 2)
-        assert bad.met(name) == 1
+        data, source, tries = fetcher.read(1, digest(origin), SIZE, 5000, 70000, timeout=PATIENCE_S)
+        assert (data, source) == (DATA[5000:75000], 2)
+        if name not in STALLS:
+            assert (tries, bad.met(name)) == (2, 1)
 
 
 def test_a_host_that_nobody_listens_on_gives_way_to_the_next_one(origin: Origin) -> None:
@@ -153,7 +161,7 @@ def test_a_host_that_nobody_listens_on_gives_way_to_the_next_one(origin: Origin)
 
 
 def test_an_unwell_source_is_not_asked_for_each_range(origin: Origin) -> None:
-    with serving(DATA) as bad, fetching(bad, origin, backoff=5, backoff_max=5) as fetcher:
+    with serving(DATA) as bad, fetching(bad, origin, backoff=600, backoff_max=600) as fetcher:
         bad.fail("503", faults.status(503), times=-1)
         for at in range(20):
             assert read(fetcher, origin, at * 100, 100) == DATA[at * 100 : at * 100 + 100]
@@ -174,21 +182,21 @@ def test_a_blob_that_stays_away_is_an_error_at_its_deadline_with_the_cause(origi
         origin.fail("gone", faults.status(503), times=-1)
         start = time.monotonic()
         with pytest.raises(MissingError, match=f"deadline: http://127.0.0.1:{origin.port}: got status 503, want 206"):
-            read(fetcher, origin, timeout=0.5)
-        assert 0.5 <= time.monotonic() - start < 2
-        assert 4 <= origin.met("gone") <= 60  # the backoff holds it back
+            read(fetcher, origin, timeout=2)
+        assert time.monotonic() - start >= 2
+        assert 2 <= origin.met("gone") <= 200  # the backoff holds it back
         origin.heal()
         assert read(fetcher, origin) == DATA
 
 
 def test_an_origin_without_sources_is_waited_for_and_named_as_the_cause(origin: Origin) -> None:
-    with Fetcher() as fetcher, ThreadPoolExecutor() as pool:
+    with Fetcher(hedge_floor=NO_DOUBLES) as fetcher, ThreadPoolExecutor() as pool:
         with pytest.raises(MissingError, match="no source that may be asked"):
             read(fetcher, origin, timeout=0.1)
         waits = pool.submit(read, fetcher, origin)
         fetcher.set_source(1, origin.url)
         fetcher.set_origin(1, [1])
-        assert waits.result(10) == DATA
+        assert waits.result(PATIENCE_S) == DATA
 
 
 def test_an_origin_that_is_gone_and_comes_back_is_waited_for(origin: Origin) -> None:
@@ -196,11 +204,10 @@ def test_an_origin_that_is_gone_and_comes_back_is_waited_for(origin: Origin) -> 
         assert read(fetcher, origin, 0, 10) == DATA[:10]
         origin.vanish()
         waits = pool.submit(read, fetcher, origin)
-        time.sleep(0.4)
+        eventually(lambda: fetcher.statistics()["transport"] > 2)
         assert not waits.done()
         origin.heal()
-        assert waits.result(10) == DATA
-        assert fetcher.statistics()["transport"] > 0
+        assert waits.result(PATIENCE_S) == DATA
 
 
 def test_bytes_that_were_rejected_come_from_another_source_first(origin: Origin) -> None:
@@ -218,12 +225,14 @@ def test_bytes_that_were_rejected_come_from_another_source_first(origin: Origin)
 
 
 def test_many_readers_of_a_span_are_one_request(origin: Origin) -> None:
-    origin.fail("late", faults.late(0.3))
+    gate = threading.Event()
+    origin.fail("held", faults.held(gate))
     with fetching(origin) as fetcher, ThreadPoolExecutor(50) as pool:
-        found = list(pool.map(lambda _: read(fetcher, origin, 0, SPAN), range(50)))
-        assert all(data == DATA[:SPAN] for data in found)
+        found = [pool.submit(read, fetcher, origin, 0, SPAN) for _ in range(50)]
+        eventually(lambda: fetcher.statistics()["joined"] == 49)
+        gate.set()
+        assert all(one.result() == DATA[:SPAN] for one in found)
         assert origin.count() == 1
-        assert fetcher.statistics()["joined"] == 49
 
 
 def test_hundreds_of_ranges_are_outstanding_at_once(origin: Origin) -> None:
@@ -237,51 +246,58 @@ def test_hundreds_of_ranges_are_outstanding_at_once(origin: Origin) -> None:
 
 
 def test_what_is_demanded_flies_before_what_is_prefetched(origin: Origin) -> None:
-    origin.fail("late", faults.late(0.05), times=-1)
+    gate = threading.Event()
+    origin.fail("held", faults.held(gate))
     with fetching(origin, flights=1) as fetcher, ThreadPoolExecutor(30) as pool:
         early = [pool.submit(read, fetcher, origin, 100 * at, 100, prefetch=True) for at in range(10)]
-        eventually(lambda: fetcher.statistics()["wants"] == 10)
-        assert read(fetcher, origin, SPAN, 7) == DATA[SPAN : SPAN + 7]
-        assert not all(one.done() for one in early)
+        eventually(lambda: (fetcher.statistics()["wants"], origin.count()) == (10, 1))
+        demanded = pool.submit(read, fetcher, origin, SPAN, 7)
+        eventually(lambda: fetcher.statistics()["wants"] == 11)
+        gate.set()
+        assert demanded.result() == DATA[SPAN : SPAN + 7]
         for at, one in enumerate(early):
             assert one.result() == DATA[100 * at : 100 * at + 100]
     order = [asked.headers["range"] for asked in origin.asked]
-    assert order.index(f"bytes={SPAN}-{SPAN + 6}") <= 4
+    assert order.index(f"bytes={SPAN}-{SPAN + 6}") == 1
 
 
 def test_a_prefetch_that_becomes_demanded_is_raised(origin: Origin) -> None:
-    origin.fail("late", faults.late(0.05), times=-1)
+    gate = threading.Event()
+    origin.fail("held", faults.held(gate))
     with fetching(origin, flights=1) as fetcher, ThreadPoolExecutor(30) as pool:
-        early = [pool.submit(read, fetcher, origin, 100 * at, 100, prefetch=True) for at in range(10)]
-        eventually(lambda: fetcher.statistics()["wants"] == 10)
-        last = origin.count()
-        waiting = next(at for at in range(9, -1, -1) if not early[at].done())
-        assert read(fetcher, origin, 100 * waiting, 100) == DATA[100 * waiting : 100 * waiting + 100]
-        assert fetcher.statistics()["raised"] == 1
-        assert origin.count() <= last + 4
+        early = []
+        for at in range(10):  # one after the other: the last one in the queue is known
+            early.append(pool.submit(read, fetcher, origin, 100 * at, 100, prefetch=True))
+            eventually(lambda at=at: fetcher.statistics()["wants"] == at + 1)  # type: ignore[misc]
+        eventually(lambda: origin.count() == 1)
+        raised = pool.submit(read, fetcher, origin, 900, 100)
+        eventually(lambda: fetcher.statistics()["raised"] == 1)
+        gate.set()
+        assert raised.result() == DATA[900:1000]
         for one in early:
             one.result()
+    assert [asked.headers["range"] for asked in origin.asked].index("bytes=900-999") == 1
 
 
 def test_a_request_that_is_late_is_doubled_at_the_other_source(origin: Origin) -> None:
-    with serving(DATA) as second, fetching(origin, second, hedge_floor=0.05) as fetcher:
+    gate = threading.Event()
+    with serving(DATA) as second, fetching(origin, second, hedge_floor=0.3) as fetcher:
         for at in range(32):
             read(fetcher, origin, at * 100, 100)
-        origin.fail("stuck", faults.late(2))
-        start = time.monotonic()
+        origin.fail("stuck", faults.held(gate))
         data, source, _ = fetcher.read(1, digest(origin), SIZE, 0, 50000)
         assert (data, source) == (DATA[:50000], 2)
-        assert time.monotonic() - start < 1.5
         statistics = fetcher.statistics()
-        assert (statistics["hedges"], statistics["hedges_won"]) == (1, 1)
+        assert statistics["hedges"] >= statistics["hedges_won"] >= 1
         assert origin.met("stuck") == 1
+        gate.set()
 
 
 def test_doubles_are_a_bounded_share(origin: Origin) -> None:
     with fetching(origin, hedge_floor=0.01) as fetcher, ThreadPoolExecutor(8) as pool:
         for at in range(32):
             read(fetcher, origin, at * 100, 100)
-        origin.fail("late", faults.late(0.03), times=-1)
+        origin.fail("late", faults.late(0.3), times=-1, where=lambda exchange: exchange.first % 1000 == 0)
         list(pool.map(lambda at: read(fetcher, origin, at * 100, 100), range(32, 200)))
         statistics = fetcher.statistics()
     assert 0 < statistics["hedges"] <= 4 + 200 / 20
@@ -289,14 +305,14 @@ def test_doubles_are_a_bounded_share(origin: Origin) -> None:
 
 def test_latencies_and_the_slowest_ranges_are_told(origin: Origin) -> None:
     origin.fail("late", faults.late(0.2), where=lambda exchange: exchange.first == 7700)
-    with fetching(origin, hedge_floor=5) as fetcher:
+    with fetching(origin) as fetcher:
         for at in range(100):
             read(fetcher, origin, at * 100, 100)
         statistics = fetcher.statistics()
     assert 0 < statistics["p50_ns"] <= statistics["p95_ns"]
-    slowest = max(statistics["slowest"], key=lambda one: float(one["seconds"]))
-    assert (slowest["offset"], slowest["digest"]) == (7700, digest(origin))
-    assert slowest["seconds"] >= 0.2
+    (late,) = (one for one in statistics["slowest"] if one["offset"] == 7700)
+    assert late["digest"] == digest(origin)
+    assert late["seconds"] >= 0.2
 
 
 # ---------------------------------------------------------------------- credentials
@@ -306,7 +322,7 @@ def test_a_source_that_says_401_is_stale_until_it_is_set_again(origin: Origin) -
     origin.token = "new"
     news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     try:
-        with Fetcher(news=news) as fetcher, ThreadPoolExecutor() as pool:
+        with Fetcher(news=news, hedge_floor=NO_DOUBLES) as fetcher, ThreadPoolExecutor() as pool:
             fetcher.set_source(1, origin.url, headers=["Authorization: Bearer old"])
             fetcher.set_origin(1, [1])
             waits = pool.submit(read, fetcher, origin)
@@ -318,7 +334,7 @@ def test_a_source_that_says_401_is_stale_until_it_is_set_again(origin: Origin) -
             time.sleep(0.2)
             assert origin.count() == asked  # nobody knocks at a closed door
             fetcher.set_source(1, origin.url, headers=["Authorization: Bearer new"])
-            assert waits.result(10) == DATA
+            assert waits.result(PATIENCE_S) == DATA
     finally:
         os.close(news)
 
@@ -333,7 +349,7 @@ def test_a_stale_source_gives_way_to_the_next_one(origin: Origin) -> None:
 
 
 def test_credentials_whose_time_has_passed_are_not_sent(origin: Origin) -> None:
-    with Fetcher() as fetcher:
+    with Fetcher(hedge_floor=NO_DOUBLES) as fetcher:
         fetcher.set_source(1, origin.url, headers=["Authorization: Bearer x"], lifetime=0.01)
         fetcher.set_origin(1, [1])
         time.sleep(0.02)
@@ -346,7 +362,7 @@ def test_credentials_whose_time_has_passed_are_not_sent(origin: Origin) -> None:
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 def test_a_redirect_is_followed_without_credentials_to_another_host(origin: Origin, code: int) -> None:
     origin.token = "secret"
-    with serving(DATA) as store, Fetcher() as fetcher:
+    with serving(DATA) as store, Fetcher(hedge_floor=NO_DOUBLES) as fetcher:
         fetcher.set_source(1, origin.url, headers=["Authorization: Bearer secret"])
         fetcher.set_origin(1, [1])
         origin.fail("redirected", faults.redirected(store.url.replace("{digest}", "{name}"), code), times=-1)
@@ -361,7 +377,7 @@ def test_a_redirect_is_followed_without_credentials_to_another_host(origin: Orig
 def test_a_redirect_within_the_host_keeps_credentials(origin: Origin) -> None:
     origin.token = "secret"
     origin.fail("redirected", faults.redirected("/elsewhere/{name}"))
-    with Fetcher() as fetcher:
+    with Fetcher(hedge_floor=NO_DOUBLES) as fetcher:
         fetcher.set_source(1, origin.url, headers=["Authorization: Bearer secret"])
         fetcher.set_origin(1, [1])
         assert read(fetcher, origin, 0, 1000) == DATA[:1000]
@@ -370,7 +386,7 @@ def test_a_redirect_within_the_host_keeps_credentials(origin: Origin) -> None:
 
 
 def test_credentials_dropped_on_the_way_do_not_come_back(origin: Origin) -> None:
-    with serving(DATA) as other, Fetcher(backoff=0.01) as fetcher:
+    with serving(DATA) as other, Fetcher(backoff=0.01, hedge_floor=NO_DOUBLES) as fetcher:
         fetcher.set_source(1, origin.url, headers=["Authorization: Bearer secret"])
         fetcher.set_origin(1, [1])
         origin.fail("there", faults.redirected(other.url.replace("{digest}", "{name}")))
@@ -391,9 +407,9 @@ def test_redirects_in_a_circle_end(origin: Origin) -> None:
 
 def test_a_signed_place_that_has_expired_is_asked_for_anew(origin: Origin) -> None:
     with fetching(origin) as fetcher:
-        origin.fail("signed", faults.signed(origin, 0.3), times=-1, where=lambda e: e.path.startswith("/blobs/"))
+        origin.fail("signed", faults.signed(origin, 900), times=-1, where=lambda e: e.path.startswith("/blobs/"))
         assert read(fetcher, origin, 0, 1000) == DATA[:1000]
-        time.sleep(0.35)
+        origin.ahead = 1000
         assert read(fetcher, origin, 5000, 1000) == DATA[5000:6000]
         assert origin.met("signed") == 2
         assert fetcher.statistics()["stale"] == 0
@@ -478,13 +494,13 @@ def test_retry_after_is_seconds_or_a_date() -> None:
 
 @pytest.mark.parametrize("header", ["no colon", ": x", "A: b\r\nC: d", "A: b\nC: d", "A B: c", "A: \x7f", "A: ü"])
 def test_a_header_that_could_be_two_is_refused(header: str) -> None:
-    with Fetcher() as fetcher, pytest.raises(CorruptError):
+    with Fetcher(hedge_floor=NO_DOUBLES) as fetcher, pytest.raises(CorruptError):
         fetcher.set_source(1, "http://a/{digest}", headers=[header])
 
 
 @pytest.mark.parametrize("url", ["", "a", "ftp://a/", "file:///x", "http://u:p@a/", "http://", "javascript:x"])
 def test_a_source_that_is_no_web_address_is_refused(url: str) -> None:
-    with Fetcher() as fetcher, pytest.raises(CorruptError):
+    with Fetcher(hedge_floor=NO_DOUBLES) as fetcher, pytest.raises(CorruptError):
         fetcher.set_source(1, url)
 
 
@@ -508,7 +524,10 @@ def server_context(certificate: Path) -> ssl.SSLContext:
 
 
 def test_https_is_read_from_a_host_whose_certificate_is_trusted(certificate: Path) -> None:
-    with serving(DATA, context=server_context(certificate)) as origin, Fetcher(authorities=str(certificate)) as fetcher:
+    with (
+        serving(DATA, context=server_context(certificate)) as origin,
+        Fetcher(authorities=str(certificate), hedge_floor=NO_DOUBLES) as fetcher,
+    ):
         fetcher.set_source(1, origin.url)
         fetcher.set_origin(1, [1])
         assert read(fetcher, origin) == DATA
@@ -517,17 +536,20 @@ def test_https_is_read_from_a_host_whose_certificate_is_trusted(certificate: Pat
 def test_a_certificate_that_nobody_vouches_for_is_refused(certificate: Path) -> None:
     with serving(DATA, context=server_context(certificate)) as origin, fetching(origin) as fetcher:
         with pytest.raises(MissingError, match=r"(?i)certificate|ssl"):
-            read(fetcher, origin, timeout=0.3)
+            read(fetcher, origin, timeout=2)
         assert origin.count() == 0
 
 
 def test_https_does_not_become_http(certificate: Path, origin: Origin) -> None:
-    with serving(DATA, context=server_context(certificate)) as safe, Fetcher(authorities=str(certificate)) as fetcher:
+    with (
+        serving(DATA, context=server_context(certificate)) as safe,
+        Fetcher(authorities=str(certificate), hedge_floor=NO_DOUBLES) as fetcher,
+    ):
         fetcher.set_source(1, safe.url)
         fetcher.set_origin(1, [1])
         safe.fail("down", faults.redirected(origin.url.replace("{digest}", "{name}")), times=-1)
         with pytest.raises(MissingError, match="got http after https"):
-            read(fetcher, safe, timeout=0.3)
+            read(fetcher, safe, timeout=2)
         assert safe.met("down") >= 1
     assert origin.count() == 0
 
@@ -546,11 +568,6 @@ http {{
 """
 
 
-def answers(port: int) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
-
-
 @contextmanager
 def nginx(here: Path, certificate: Path) -> Iterator[int]:
     """The port of one that serves the directory by HTTP/2."""
@@ -558,24 +575,26 @@ def nginx(here: Path, certificate: Path) -> Iterator[int]:
         if os.environ.get("CI") or os.environ.get("ONESEC_REQUIRE_ALL"):
             pytest.fail("this machine lacks nginx")
         pytest.skip("this machine lacks nginx")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    key = certificate.with_name("key.pem")
-    (here / "conf").write_text(NGINX.format(here=here, port=port, certificate=certificate, key=key))
-    server = subprocess.Popen(
-        ["nginx", "-p", here, "-c", here / "conf", "-e", here / "error"], stderr=subprocess.DEVNULL
-    )
-    try:
-        eventually(lambda: answers(port))
-        yield port
-    finally:
-        server.terminate()
-        server.wait(10)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        key = certificate.with_name("key.pem")
+        (here / "conf").write_text(NGINX.format(here=here, port=port, certificate=certificate, key=key))
+        server = subprocess.Popen(
+            ["nginx", "-p", here, "-c", here / "conf", "-e", here / "error"],
+            stderr=subprocess.DEVNULL,
+            pass_fds=[listener.fileno()],
+            env={**os.environ, "NGINX": f"{listener.fileno()};"},  # inherited: no other process can take the port
+        )
+        try:
+            yield port
+        finally:
+            server.terminate()
+            server.wait(PATIENCE_S)
 
 
 def test_http_2_has_many_requests_on_one_connection(certificate: Path, tmp_path: Path) -> None:
     (tmp_path / "blob").write_bytes(DATA)
-    with nginx(tmp_path, certificate) as port, Fetcher(authorities=str(certificate), hedge_floor=60) as fetcher:
+    with nginx(tmp_path, certificate) as port, Fetcher(authorities=str(certificate), hedge_floor=NO_DOUBLES) as fetcher:
         fetcher.set_source(1, f"https://127.0.0.1:{port}/blob")
         fetcher.set_origin(1, [1])
         with ThreadPoolExecutor(16) as pool:  # again and again: handles are used more than once
@@ -591,12 +610,12 @@ def test_http_2_has_many_requests_on_one_connection(certificate: Path, tmp_path:
 def test_no_proxy_is_taken_from_the_environment(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     with fetching(origin) as fetcher:
-        assert read(fetcher, origin, 0, 10, timeout=5) == DATA[:10]
+        assert read(fetcher, origin, 0, 10, timeout=PATIENCE_S) == DATA[:10]
 
 
 def test_a_proxy_that_is_named_is_used_but_for_the_hosts_that_are_not(origin: Origin) -> None:
     proxy = f"http://127.0.0.1:{origin.port}"
-    with Fetcher() as fetcher:
+    with Fetcher(hedge_floor=NO_DOUBLES) as fetcher:
         fetcher.set_source(1, "http://far.invalid/blobs/{digest}", proxy=proxy, no_proxy="near.invalid")
         fetcher.set_source(2, "http://near.invalid/blobs/{digest}", proxy=proxy, no_proxy="near.invalid")
         fetcher.set_origin(1, [1])
@@ -619,7 +638,7 @@ def test_closing_ends_what_waits(origin: Origin) -> None:
         fetcher.close()
         for one in waits:
             with pytest.raises(ClosedError):
-                one.result(10)
+                one.result(PATIENCE_S)
     with pytest.raises(ClosedError):
         read(fetcher, origin, 0, 10)
     fetcher.close()
@@ -642,22 +661,20 @@ def test_many_threads_read_while_everything_fails_and_changes(origin: Origin) ->
         fetching(origin, second, backoff=0.002, backoff_max=0.01, hedge_floor=0.02) as fetcher,
     ):
         second.fail("mixed", sometimes, times=-1)
-        end = time.monotonic() + 1.5
 
-        def reader(seed: int) -> int:
-            own, count = random.Random(seed), 0
-            while time.monotonic() < end:
+        def reader(seed: int) -> None:
+            own = random.Random(seed)
+            for _ in range(READS):
                 offset = own.randrange(SIZE - 1)
                 length = own.randrange(1, min(SIZE - offset, 200000) + 1)
-                assert read(fetcher, origin, offset, length, timeout=60) == DATA[offset : offset + length]
-                count += 1
-            return count
+                assert read(fetcher, origin, offset, length, timeout=PATIENCE_S) == DATA[offset : offset + length]
 
-        with ThreadPoolExecutor(9) as pool:
+        with ThreadPoolExecutor(8) as pool:
             readers = [pool.submit(reader, seed) for seed in range(8)]
-            while time.monotonic() < end:
+            while not all(one.done() for one in readers):
                 fetcher.set_source(dice.choice([1, 2]), dice.choice([origin, second]).url)
                 fetcher.set_origin(1, dice.choice([[1, 2], [2, 1]]))
                 time.sleep(0.01)
-            assert sum(one.result(60) for one in readers) > 20
-    assert origin.met("mixed") + second.met("mixed") > 50
+            for one in readers:
+                one.result()
+    assert origin.met("mixed") + second.met("mixed") >= 8 * READS

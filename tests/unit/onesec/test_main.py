@@ -16,6 +16,7 @@ import onesec
 from cext.errors import MissingError, UsageError
 from onesec.cli import main as frame
 from onesec.config import Config
+from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[3]
 
@@ -94,7 +95,12 @@ def test_wrong_words_are_two(
 
 def onesec_command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "onesec", *words], capture_output=True, text=True, cwd=ROOT, check=False, timeout=30
+        [sys.executable, "-m", "onesec", *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=PATIENCE_S,
     )
 
 

@@ -16,6 +16,7 @@ from onesec.remote import hosts
 from registry.model import EROFS, FORMAT, IMAGE, OCI_CONFIG, Descriptor, Digest, dump_json
 from registry.origin import HostSettings
 from tests.support.fake_registry import Answer, FakeRegistry, Fault
+from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[3]
 
@@ -104,9 +105,9 @@ def test_an_interrupted_pull_says_nothing_leaves_nothing_and_has_status_130(tmp_
         registry.faults.append(Fault("GET", layer, stall))
         words = [sys.executable, "-m", "onesec", "pull", f"{registry.host}/me/app"]
         with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as pull:
-            assert arrived.wait(20)
+            assert arrived.wait(PATIENCE_S)
             pull.send_signal(signal.SIGINT)
-            out, err = pull.communicate(timeout=20)
+            out, err = pull.communicate(timeout=PATIENCE_S)
         gone.set()
     assert (pull.returncode, out) == (130, "")
     assert "Traceback" not in err
