@@ -72,6 +72,13 @@ def _wait(link: Link, server: subprocess.Popen[bytes], host: str) -> None:
     raise ScenarioError("docker-registry did not start in the origin's namespace")
 
 
+def offer(place: Place, found: Origin, reference: str) -> str:
+    """Puts an image of the place's layout there as it is. Returns its name at the registry."""
+    name = f"{found.host}/{reference}:plain"
+    place.call(found.link.in_origin(place.onesec("push", reference, name)), environment=found.environment)
+    return name
+
+
 def fill(
     place: Place, found: Origin, reference: str, plain: Path, workload: Sequence[str], kinds: Sequence[oci.Compression]
 ) -> None:
@@ -79,10 +86,9 @@ def fill(
     with layers of these kinds. Not through the link.
     """
     root = place.path("with-boot-pack")
-    source = f"{found.host}/{reference}:plain"
+    source = offer(place, found, reference)
     boot = f"{found.host}/{reference}:boot"
     for call in (
-        place.onesec("push", reference, source),
         place.onesec("pull", "--all", source, "-t", reference, root=root),
         place.onesec("profile", reference, *workload, root=root),
         place.onesec("push", reference, boot, root=root),

@@ -28,6 +28,12 @@ from onesec import Image
 image = Image.debian_slim(python_version="3.11").pip_install("torch==2.14.1")
 """
 
+_RELATIVES = """
+from onesec import Image
+
+base = Image.debian_slim(python_version="3.11").pip_install("torch==2.13.0", "numpy")
+"""
+
 _LIBRARY = re.compile(r"(/\S+) \(0x")
 
 
@@ -64,6 +70,28 @@ def cuda(place: Place) -> str:
     file.write_text(_CUDA)
     place.call(place.onesec("build", file, "-t", "cuda", "--no-boot-pack"))
     return "cuda"
+
+
+def relatives(place: Place, count: int) -> list[str]:
+    """Names of images that share all layers but a small last one, each with the torch image's Python and packages (quick:
+    with the shell).
+    """
+    names = [f"relative{number}" for number in range(count)]
+    if place.quick:
+        for number, name in enumerate(names):
+            tree = place.path(f"tree-{name}")
+            if not tree.is_dir():
+                shutil.copytree(_tiny(place).plain, tree, symlinks=True)
+                (tree / "data/own").write_text(f"{number}\n")
+            ingest(place, tree, name)
+        return names
+    file = place.path("relatives.py")
+    for name in names:
+        place.path(f"{name}.txt").write_text(f"{name}\n")
+    file.write_text(_RELATIVES + "".join(f'{name} = base.copy_local("{name}.txt", "/app/own.txt")\n' for name in names))
+    for name in names:
+        place.call(place.onesec("build", f"{file}:{name}", "-t", name, "--no-boot-pack"))
+    return names
 
 
 def _script() -> str:
