@@ -73,8 +73,8 @@ def cuda(place: Place) -> str:
 
 
 def relatives(place: Place, count: int) -> list[str]:
-    """Names of images that share all layers but a small last one, each with the torch image's Python and packages (quick:
-    with the shell).
+    """Names of images that share all layers but a small last one, each with the torch image's Python and packages;
+    quick: with the shell.
     """
     names = [f"relative{number}" for number in range(count)]
     if place.quick:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from benchmarks.macro import cold, containers, peers, sources
+from benchmarks.macro import cold, containers, sources
 from benchmarks.macro.figures import at_most, figure, ratios
 from benchmarks.macro.harness import Contender, ContenderError, Measurement, rounds, walls
 from benchmarks.macro.link import Counters, Link, Shape, link
