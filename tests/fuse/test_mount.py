@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from lazyfs.errors import MountError
 from lazyfs.probe import KernelFeatures, probe
 from tests.support.mounts import mount_file
 from tests.support.trees import PlainImage, make_image
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +137,7 @@ def test_a_file_on_tmpfs_is_mounted_through_a_loop_device_that_frees_itself(imag
             assert os.stat("bin/tool", dir_fd=tree).st_size > 0
         finally:
             os.close(tree)
-    deadline = time.monotonic() + 10
-    while Path(f"/sys/dev/block/7:{os.minor(device)}/loop").exists():
-        assert time.monotonic() < deadline, "the loop device was not freed"
-        time.sleep(0.01)
+    eventually(lambda: not Path(f"/sys/dev/block/7:{os.minor(device)}/loop").exists(), "the loop device was not freed")
 
 
 def test_each_step_of_a_mount_can_fail_and_leaves_nothing(

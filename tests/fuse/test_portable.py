@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from registry.image import open_resolved
 from registry.layout import LOCAL_DOMAIN, Layout, Resolved
 from registry.model import Digest, Manifest
 from tests.support.trees import assert_same_tree, make_every_kind
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("real_machine")
 CONFIG = b'{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'
@@ -82,10 +82,7 @@ def mounted(built: Built, directory: Path) -> Iterator[Path]:
 
 def wait_for_end(directory: Path) -> None:
     """Until no server process holds on to anything of a mount that is gone."""
-    deadline = time.monotonic() + 60  # far more than it takes, also under a sanitizer on a busy machine
-    while found := servers(directory):
-        assert time.monotonic() < deadline, f"servers of {directory} still there: {found}"
-        time.sleep(0.02)
+    eventually(lambda: not servers(directory), f"servers of {directory} are still there")
 
 
 def servers(directory: Path) -> list[int]:
@@ -215,10 +212,7 @@ def test_a_lease_lasts_as_long_as_the_mount(small: Built, tmp_path: Path) -> Non
         assert len(list(leases.iterdir())) == 1
         assert held(small.layout) == {small.manifest.digest}
         assert (target / "good").exists()
-    deadline = time.monotonic() + 10  # a process that ends closes its descriptors one after the other
-    while held(small.layout):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(lambda: not held(small.layout))  # a process that ends closes its descriptors one after the other
 
 
 def held(layout: Layout) -> set[Digest]:

@@ -19,11 +19,10 @@ import pytest
 from tests.support.command import Onesec
 from tests.support.oci import oci_layout
 from tests.support.shell import shell_image
+from tests.support.waiting import eventually
 
 KILLS = int(os.environ.get("ONESEC_KILLS", "100"))
 WHOLE_CHECK_EVERY = 10
-GONE_S = 20.0  # a server whose client died before its first word waits for object_process.FIRST_CLIENT_S
-"""How long what noticed that its parent died may take to end."""
 
 IMAGE = """
 from onesec import Image
@@ -78,10 +77,8 @@ class Place:
         return found
 
     def wait_until_nothing_runs(self) -> None:
-        deadline = time.monotonic() + GONE_S
-        while left := self.processes():
-            assert time.monotonic() < deadline, left
-            time.sleep(0.005)
+        """A server whose client died before its first word waits for object_process.FIRST_CLIENT_S."""
+        eventually(lambda: self.processes() == [], f"something of {self.directory} runs on", every=0.005)
 
     def check(self) -> None:
         self.wait_until_nothing_runs()
@@ -115,7 +112,7 @@ def chance() -> random.Random:
     return random.Random(seed)
 
 
-@pytest.mark.timeout(60 + KILLS)
+@pytest.mark.timeout(600 + 10 * KILLS)
 def test_a_build_or_import_killed_at_any_point_leaves_all_whole_and_nothing_running(
     real_machine: None, tmp_path: Path, chance: random.Random
 ) -> None:
@@ -126,18 +123,21 @@ def test_a_build_or_import_killed_at_any_point_leaves_all_whole_and_nothing_runn
         words, began = kind(), time.monotonic()
         assert place.onesec(*words).status == 0
         kinds[kind] = time.monotonic() - began
-    killed = 0
-    for number in range(KILLS):
-        kind = (place.build, place.import_)[number % 2]
+    killed = tried = 0
+    while killed < KILLS:
+        kind = (place.build, place.import_)[tried % 2]
         with place.onesec.start(*kind()) as process:
             # spread over the whole run, and a little beyond its end: some survive, and that must be fine too
             time.sleep(chance.uniform(0, 1.02 * kinds[kind]))
-            if number // 2 % 2:
+            if tried // 2 % 2:
                 os.killpg(process.pid, signal.SIGKILL)
             else:
                 process.kill()  # its children have to notice
-            killed += process.wait() == -signal.SIGKILL
+            survived = process.wait() != -signal.SIGKILL
+        killed += not survived
+        tried += 1
+        # How long a run takes changes with what else the machine does: few should survive, but not none.
+        kinds[kind] *= 0.9 if survived else 1.01
         place.check()
-        if number % WHOLE_CHECK_EVERY == WHOLE_CHECK_EVERY - 1:
+        if tried % WHOLE_CHECK_EVERY == 0:
             place.check_whole()
-    assert killed >= 0.7 * KILLS, f"only {killed} of {KILLS} were killed before their end"

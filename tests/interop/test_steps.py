@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from registry.model import LAYER
 from registry.reference import Reference
 from tests.support.command import Onesec, Said
 from tests.support.shell import shell_image
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, eventually
 
 
 def build(onesec: Onesec, tail: str, *words: str, base: str | None = None) -> Said:
@@ -77,7 +76,7 @@ def test_a_step_that_would_take_long_ends_at_once_with_the_build(
 ) -> None:
     """A Ctrl-C that only the build gets: the command is in a process group of its own."""
     onesec = Onesec(tmp_path)
-    marker = f"1{os.getpid()}"
+    marker = f"1{os.getpid()}"  # seconds: far more than anybody waits here
     source = shell_image(tmp_path)
     (tmp_path / "image.py").write_text(
         f"from onesec import Image\nimage = Image.from_oci({source!r}).run('echo began; sleep {marker}', 'id')\n"
@@ -87,16 +86,11 @@ def test_a_step_that_would_take_long_ends_at_once_with_the_build(
         assert process.stderr is not None
         while b"began" not in (line := process.stderr.readline()) or b"echo" in line:
             assert line
-        began = time.monotonic()
         process.send_signal(number)
         _, err = process.communicate(timeout=PATIENCE_S)
-    assert time.monotonic() - began < 15
     assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGTERM)
     assert b"Traceback" not in err
-    deadline = time.monotonic() + 10
-    while processes_with(marker):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually(lambda: not processes_with(marker))
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
     assert onesec.here("fsck").status == 0
     if number == signal.SIGINT:

@@ -1,5 +1,5 @@
-"""Images of one trust domain share what was fetched of a pack, and none of them can spoil it for the others: neither with
-tables that lie about the pack, nor with an origin that does not deliver it.
+"""Images of one trust domain share what was fetched of a pack, and none of them can spoil it for the others: neither
+with tables that lie about the pack, nor with an origin that does not deliver it.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ import os
 import random
 import struct
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from tests.support.far import Remote, remote
 from tests.support.objects import ObjectSet, make_objects
 from tests.support.origin import Origin
 from tests.support.origin import serving as origin_serving
+from tests.support.waiting import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.usefixtures("real_machine")
 
@@ -53,14 +53,7 @@ def about(honest: ObjectSet, directory: Path, *, larger: int) -> ObjectSet:
 
 def add(found: Remote, objects: ObjectSet, origin: int) -> None:
     with objects.opened() as (tables, packs):
-        found.served.server.add_image(tables, [-1] * len(packs), origin=origin)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
+        found.served.server.add_image(tables, [-1] * len(packs), label="image", origin=origin)
 
 
 def is_again(exchange: faults.Exchange) -> bool:
@@ -74,7 +67,7 @@ def test_tables_that_lie_about_chunks_make_no_other_image_wait(
     lies = about(honest, tmp_path, larger=0)
     gate = threading.Event()
     origin.fail("again", faults.held(gate), times=-1, where=is_again)
-    with remote(honest, origin, deadline=20) as found, ThreadPoolExecutor(1) as pool:
+    with remote(honest, origin) as found, ThreadPoolExecutor(1) as pool:
         found.add(lies, "lies")
         try:
             waits = pool.submit(found.served.read, lies, "file")
@@ -87,14 +80,14 @@ def test_tables_that_lie_about_chunks_make_no_other_image_wait(
             found.served.server.remove_image(2)
             gate.set()
         with pytest.raises(OSError):
-            waits.result(30)
+            waits.result(PATIENCE_S)
 
 
 def test_tables_that_lie_about_a_size_make_no_other_image_wait(
     honest: ObjectSet, origin: Origin, tmp_path: Path
 ) -> None:
     lies = about(honest, tmp_path, larger=5)
-    with remote(honest, origin, deadline=20) as found, ThreadPoolExecutor(1) as pool:
+    with remote(honest, origin) as found, ThreadPoolExecutor(1) as pool:
         found.add(lies, "lies")
         waits = pool.submit(found.served.read, lies, "file")
         eventually(lambda: origin.count() > 0)
@@ -102,11 +95,11 @@ def test_tables_that_lie_about_a_size_make_no_other_image_wait(
         assert not waits.done()
         found.served.server.remove_image(2)
         with pytest.raises(OSError):
-            waits.result(30)
+            waits.result(PATIENCE_S)
 
 
 def test_an_origin_in_trouble_is_not_waited_for_by_images_of_another(honest: ObjectSet, origin: Origin) -> None:
-    with origin_serving() as other, remote(honest, other, deadline=20) as found, ThreadPoolExecutor(1) as pool:
+    with origin_serving() as other, remote(honest, other) as found, ThreadPoolExecutor(1) as pool:
         other.blobs.clear()  # 404 for everything
         origin.add_directory(honest.packs)
         found.fetcher.set_source(2, origin.url)
@@ -114,7 +107,7 @@ def test_an_origin_in_trouble_is_not_waited_for_by_images_of_another(honest: Obj
         reader = pool.submit(found.served.read, honest, "file")
         eventually(lambda: other.count() > 0)
         add(found, honest, 2)
-        assert reader.result(15) == CONTENT
+        assert reader.result(PATIENCE_S) == CONTENT
         assert found.served.count("errors") == 0
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +15,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import PATIENCE_S, eventually
+
 USER, PASSWORD = "me", "secret"
 _HTPASSWD = "me:$2b$04$6vpLBYDf1fTzUOhSNJJORez01wav/9kCP0Zt4tEFU264UphVKiahO\n"  # bcrypt, the only kind that it takes
 _CONFIG = """
 version: 0.1
-log: {{level: error, accesslog: {{disabled: true}}}}
+log: {{level: info, formatter: json, accesslog: {{disabled: true}}}}
 storage: {{filesystem: {{rootdirectory: {data}}}, delete: {{enabled: true}}}}
 http:
-  addr: 127.0.0.1:{port}
+  addr: 127.0.0.1:0
   secret: for tests
 {tls}
 {auth}
@@ -63,12 +64,10 @@ def docker_registry(directory: Path, *, tls: bool = False, login: bool = False) 
     """Runs one with its data, certificates and log under directory."""
     require()
     directory.mkdir(parents=True)
-    port = _free_port()
     ca = _certificates(directory) if tls else None
     (directory / "htpasswd").write_text(_HTPASSWD)
     config = _CONFIG.format(
         data=directory / "data",
-        port=port,
         tls=f"  tls: {{certificate: {directory}/server.pem, key: {directory}/server.key}}" if tls else "",
         auth=f"auth: {{htpasswd: {{realm: tests, path: {directory}/htpasswd}}}}" if login else "",
     )
@@ -82,30 +81,21 @@ def docker_registry(directory: Path, *, tls: bool = False, login: bool = False) 
             env={"PATH": os.environ["PATH"], "OTEL_TRACES_EXPORTER": "none"},
         )
     try:
-        _wait(port, server, directory / "log")
+        port = _port(server, directory / "log")
         yield Server(f"localhost:{port}", ca, login)
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(PATIENCE_S)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"docker-registry did not start: {log.read_text()}") from None
-            time.sleep(0.02)
+def _port(server: subprocess.Popen[bytes], log: Path) -> int:
+    """The one that the kernel gave it, from its log: one chosen here could be another's by then."""
+    eventually(
+        lambda: server.poll() is not None or "listening on" in log.read_text(), "docker-registry does not listen"
+    )
+    found = re.search(r"listening on 127\.0\.0\.1:(\d+)", log.read_text())
+    assert found is not None, f"docker-registry did not start: {log.read_text()}"
+    return int(found[1])
 
 
 def _certificates(directory: Path) -> Path:
