@@ -338,11 +338,11 @@ def test_a_user_is_told_about_a_directory_that_is_not_theirs(home: Path, kinds: 
         home,
         ["import", f"oci:{kinds / 'oci'}:t", "-t", "app"],
         ["mount", "--mode", "portable", "app", str(other)],
-        ["--run-dir", "/run/nobody-s", "mount", "app", str(home / "m")],
+        ["--run-dir", str(other / "run"), "mount", "app", str(home / "m")],
     )
     assert [answer["status"] for answer in answers] == [0, 1, 1]
     assert "hint: is the directory yours to mount on?" in str(answers[1]["stderr"])
     assert answers[2]["stderr"] == (
-        "onesec: /run/nobody-s: permission denied\nhint: --run-dir or ONESEC_RUN names another directory\n"
+        f"onesec: {other}/run: permission denied\nhint: --run-dir or ONESEC_RUN names another directory\n"
     )
     eventually(lambda: servers(home) == [])

@@ -29,6 +29,7 @@ from lazyfs.mount_table import mount_table
 from onesec.cli.main import main
 from tests.support.command import ROOT
 from tests.support.trees import snapshot
+from tests.support.waiting import PATIENCE_S
 
 CLONE_NEWNS = 0x20000
 OPEN_TREE_CLONE, MOVE_FROM_FD = 1, 4
@@ -60,7 +61,7 @@ def kill_server(directory: str) -> bool:
         if parent in ours:
             with contextlib.suppress(ProcessLookupError):  # of a mount that is gone, on its way out
                 os.kill(process, signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while any(row.target == directory for row in mount_table()):
         if time.monotonic() > deadline:
             return False
