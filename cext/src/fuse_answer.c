@@ -213,6 +213,10 @@ static os_answer read_from(os_fuse_worker *self, os_image *image, os_node *node,
     } else {
         answer = os_image_read(image, row, starts, ask->offset, size, self->reply + sizeof(struct fuse_out_header),
                                &self->reader, &server->cache, server->options.env, &place, &failure);
+        if (ask->ahead < ask->ahead_end && answer != OS_ANSWER_FAILED)
+            os_image_want_ahead(image, row, starts, ask->ahead, ask->ahead_end, &self->reader, &server->cache,
+                                server->options.env);
+        ask->ahead = ask->ahead_end = 0;
     }
     if (answer == OS_ANSWER_PENDING && ask->last)
         say_late(&failure);
@@ -242,6 +246,7 @@ static os_answer read_object(os_fuse_worker *self, os_node *node, os_ask *ask, s
     pthread_mutex_lock(&server->lock);
     ask->arrivals = server->arrivals;
     os_ask_begin(ask);
+    os_ahead_note(&node->ahead, ask->offset, size, node->size, &ask->ahead, &ask->ahead_end);
     hinted = node->image;
     os_image *image = hinted_image(server, node, &row);
     if (image == NULL)

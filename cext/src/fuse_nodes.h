@@ -1,6 +1,6 @@
 /* Node ids of objects. An id is a 63-bit hash of the object's id, keyed by the mount's secret: nobody outside can look
  * for two objects that share one. If two do, the second is refused. Nodes are made by LOOKUP and stay as long as the
- * server: FORGET is not counted, because a successor could not go on counting. About 80 bytes each.
+ * server: FORGET is not counted, because a successor could not go on counting. About 110 bytes each.
  * No lock of its own: the caller holds the server's. */
 #ifndef OS_FUSE_NODES_H
 #define OS_FUSE_NODES_H
@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+#include "os_ahead.h"
 #include "os_env.h"
 #include "os_limits.h"
 #include "os_result.h"
@@ -20,6 +21,7 @@ typedef struct os_node {
     _Atomic(uint64_t *) starts; /* owned: offsets of the parts and the end; NULL until the first read, then immutable */
     uint64_t image; /* a hint: the image that had it last, and its row there; guarded by the server's lock */
     uint32_t row;
+    os_ahead ahead; /* guarded by the server's lock */
 } os_node;
 
 typedef struct os_nodes {

@@ -28,6 +28,7 @@ typedef struct os_ask {
     uint8_t object[OS_ID_SIZE]; /* LOOKUP */
     uint8_t pack[OS_ID_SIZE];   /* READ: what it waits for first of all, */
     uint64_t start, end;        /* and where in it */
+    uint64_t ahead, ahead_end;  /* READ: what its reader is likely to want next; both 0: nothing */
     bool anywhere;              /* it waits for more than one pack: any bytes that come may be what it needs */
     bool ready, interrupted;
     bool last; /* its deadline has passed: one more try, so that the log can say what is wrong */

@@ -4,9 +4,8 @@
  * to want the rest of it. Both are private memory: the bytes hashed are the bytes sent.
  *
  * Frames that lie side by side in a pack, as a file's do, are read together (fill_packed). */
-#include "os_image.h"
+#include "os_image_parts.h"
 
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -14,27 +13,6 @@
 #include "os_hash.h"
 #include "os_sha256.h"
 #include "os_shelf.h"
-
-typedef struct reading {
-    os_image *image;
-    uint32_t row;
-    const uint64_t *starts;
-    uint64_t offset, end;
-    os_reader *reader;
-    os_frame_cache *cache;
-    const os_env *env;
-    os_place *place;
-    os_failure *failure;
-} reading;
-
-/* A chunk and its frame, read from the tables once: they are a mapping of a file, so what os_tables_open found may
- * have been changed since, and what could lead out of a buffer is looked at again, here, before it is used. */
-typedef struct piece {
-    uint32_t chunk, part, frame, blob;
-    size_t packed, plain; /* of the frame */
-    size_t at, length;    /* of the chunk in the decoded frame */
-    uint64_t offset;      /* of the frame in its blob */
-} piece;
 
 os_code os_image_make(const os_env *env, uint64_t id, void *mapping, size_t size, void (*unmap)(void *, size_t),
                       os_source source, const char *label, os_image **out, os_failure *failure) {
@@ -115,14 +93,8 @@ void os_reader_destroy(os_reader *reader, const os_env *env) {
 
 /* ---------------------------------------------------------------------- compressed bytes */
 
-static bool frame_sound(const os_tables *t, uint32_t frame) {
-    if (frame >= t->frame_count || t->frame_blob[frame] >= t->blob_count)
-        return false;
-    return t->frame_clen[frame] <= 2 * OS_FRAME_MAX && t->frame_ulen[frame] <= OS_FRAME_MAX;
-}
-
 /* The end of the run of frames that this request needs from part on, side by side in one blob, within the buffer. */
-static size_t run_length(const reading *r, const piece *p) {
+static size_t run_length(const os_reading *r, const os_piece *p) {
     const os_tables *t = &r->image->tables;
     size_t run = p->packed;
     uint32_t first = t->object_ref[r->row], parts = t->object_ref[r->row + 1] - first;
@@ -132,7 +104,7 @@ static size_t run_length(const reading *r, const piece *p) {
         uint32_t next = chunk < t->chunk_count ? t->chunk_frame[chunk] : OS_TABLES_HOLE;
         if (next == last)
             continue;
-        if (next == OS_TABLES_HOLE || !frame_sound(t, next) || t->frame_blob[next] != p->blob ||
+        if (next == OS_TABLES_HOLE || !os_frame_sound_in(t, next) || t->frame_blob[next] != p->blob ||
             t->frame_offset[next] != p->offset + run)
             break;
         size_t more = t->frame_clen[next];
@@ -145,7 +117,7 @@ static size_t run_length(const reading *r, const piece *p) {
 }
 
 /* Makes reader->packed hold the frame; *bytes is where. */
-static os_answer fill_packed(const reading *r, const piece *p, const uint8_t **bytes) {
+static os_answer fill_packed(const os_reading *r, const os_piece *p, const uint8_t **bytes) {
     os_reader *reader = r->reader;
     if (reader->image == r->image && reader->blob == p->blob && p->offset >= reader->start &&
         p->offset + p->packed <= reader->end) {
@@ -173,14 +145,14 @@ static os_answer fill_packed(const reading *r, const piece *p, const uint8_t **b
 }
 
 /* The frame's bytes, or what came out of them, are wrong. */
-static os_answer refuse(const reading *r, const piece *p) {
+static os_answer refuse(const os_reading *r, const os_piece *p) {
     os_source *source = &r->image->source;
     r->reader->image = NULL;
     bool others = source->reject != NULL && source->reject(source->context, p->blob, p->packed, p->offset);
     return others ? OS_ANSWER_PENDING : OS_ANSWER_FAILED;
 }
 
-static os_answer decode(const reading *r, const piece *p, uint8_t *out) {
+static os_answer decode(const os_reading *r, const os_piece *p, uint8_t *out) {
     const uint8_t *bytes;
     os_answer answer = fill_packed(r, p, &bytes);
     if (answer != OS_ANSWER_HERE)
@@ -193,7 +165,7 @@ static os_answer decode(const reading *r, const piece *p, uint8_t *out) {
 
 /* ---------------------------------------------------------------------- chunks */
 
-static os_answer verify(const reading *r, const piece *p, const uint8_t *data, size_t size) {
+static os_answer verify(const os_reading *r, const os_piece *p, const uint8_t *data, size_t size) {
     const os_tables *t = &r->image->tables;
     uint8_t id[OS_ID_SIZE];
     if (t->object_algorithm[r->row] == OS_ALGORITHM_SHA256)
@@ -206,21 +178,14 @@ static os_answer verify(const reading *r, const piece *p, const uint8_t *data, s
     return refuse(r, p);
 }
 
-static unsigned algorithm_of(const reading *r) {
-    return r->image->tables.object_algorithm[r->row];
-}
-
-static const uint8_t *id_of(const reading *r, const piece *p) {
-    return r->image->tables.chunk_id + (size_t)p->chunk * OS_ID_SIZE;
-}
-
 /* Out of the store: into out if all of the chunk is wanted, by way of reader->frame if not. */
-static bool read_kept(const reading *r, const piece *p, size_t from, size_t take, uint8_t *out) {
+static bool read_kept(const os_reading *r, const os_piece *p, size_t from, size_t take, uint8_t *out) {
     os_reader *reader = r->reader;
     bool whole = take == p->length;
     if (reader->store == NULL || (!whole && reader->frame == NULL))
         return false;
-    if (!os_shelf_get(reader->store, id_of(r, p), algorithm_of(r), whole ? out : reader->frame, p->length))
+    if (!os_shelf_get(reader->store, os_reading_id(r, p), os_reading_algorithm(r), whole ? out : reader->frame,
+                      p->length))
         return false;
     reader->kept_bytes += take;
     if (whole)
@@ -234,19 +199,20 @@ static bool read_kept(const reading *r, const piece *p, size_t from, size_t take
     return true;
 }
 
-static bool is_far(const reading *r, const piece *p) {
+static bool is_far(const os_reading *r, const os_piece *p) {
     const os_source *source = &r->image->source;
     return source->far != NULL && source->far(source->context, p->blob);
 }
 
 /* A verified chunk for the store: what came over the network at once, other things if they are read again. */
-static void keep(const reading *r, const piece *p, const uint8_t *data) {
-    r->reader->keeps += is_far(r, p) ? os_shelf_keep(r->reader->store, id_of(r, p), algorithm_of(r), data, p->length)
-                                     : os_shelf_offer(r->reader->store, id_of(r, p), algorithm_of(r), data, p->length);
+static void keep(const os_reading *r, const os_piece *p, const uint8_t *data) {
+    r->reader->keeps +=
+        is_far(r, p) ? os_shelf_keep(r->reader->store, os_reading_id(r, p), os_reading_algorithm(r), data, p->length)
+                     : os_shelf_offer(r->reader->store, os_reading_id(r, p), os_reading_algorithm(r), data, p->length);
 }
 
 /* Part of a frame, through the cache. */
-static os_answer read_cached(const reading *r, const piece *p, size_t from, size_t take, uint8_t *out) {
+static os_answer read_cached(const os_reading *r, const os_piece *p, size_t from, size_t take, uint8_t *out) {
     os_reader *reader = r->reader;
     os_frame_slot *slot = os_frame_cache_get(r->cache, r->image->id, p->frame);
     bool decoded = slot == NULL;
@@ -276,41 +242,16 @@ static os_answer read_cached(const reading *r, const piece *p, size_t from, size
     return answer;
 }
 
-static piece piece_of(const os_tables *t, uint32_t chunk, uint32_t part) {
-    piece p = {.chunk = chunk, .part = part, .frame = t->chunk_frame[chunk]};
-    if (frame_sound(t, p.frame)) {
-        p.blob = t->frame_blob[p.frame];
-        p.packed = t->frame_clen[p.frame];
-        p.plain = t->frame_ulen[p.frame];
-        p.offset = t->frame_offset[p.frame];
-        p.at = t->chunk_offset[chunk];
-        p.length = t->chunk_length[chunk];
-    }
-    return p;
-}
-
-static bool piece_sound(const os_tables *t, const piece *p) {
-    return p->packed > 0 && p->packed <= 2 * OS_FRAME_MAX && p->plain <= OS_FRAME_MAX && p->blob < t->blob_count &&
-           p->at + p->length <= p->plain;
-}
-
-static void say_where(const reading *r, const piece *p) {
+static os_answer read_chunk(const os_reading *r, uint32_t chunk, uint32_t part, size_t from, size_t take,
+                            uint8_t *out) {
     const os_tables *t = &r->image->tables;
-    *r->place = (os_place){.chunk = t->chunk_id + (size_t)p->chunk * OS_ID_SIZE,
-                           .pack = t->blob[p->blob].digest,
-                           .offset = p->offset,
-                           .size = p->packed};
-}
-
-static os_answer read_chunk(const reading *r, uint32_t chunk, uint32_t part, size_t from, size_t take, uint8_t *out) {
-    const os_tables *t = &r->image->tables;
-    piece p = piece_of(t, chunk, part);
+    os_piece p = os_piece_of(t, chunk, part);
     r->place->chunk = t->chunk_id + (size_t)chunk * OS_ID_SIZE;
-    if (!piece_sound(t, &p) || from + take > p.length) {
+    if (!os_piece_sound(t, &p) || from + take > p.length) {
         os_fail(r->failure, OS_CORRUPT, "the tables have changed");
         return OS_ANSWER_FAILED;
     }
-    say_where(r, &p);
+    os_reading_place(r, &p);
     if (take != p.plain)
         return read_cached(r, &p, from, take, out);
     if (read_kept(r, &p, from, take, out))
@@ -323,61 +264,17 @@ static os_answer read_chunk(const reading *r, uint32_t chunk, uint32_t part, siz
     return answer;
 }
 
-/* The part that offset lies in. */
-static uint32_t part_at(const uint64_t *starts, uint32_t parts, uint64_t offset) {
-    uint32_t low = 0, high = parts;
-    while (high - low > 1) {
-        uint32_t middle = low + (high - low) / 2;
-        if (starts[middle] <= offset)
-            low = middle;
-        else
-            high = middle;
-    }
-    return low;
-}
-
-/* Whether the chunk can be had without its pack: out of the cache of frames, or the store. */
-static bool is_near(const reading *r, const piece *p) {
-    os_frame_slot *slot = os_frame_cache_get(r->cache, r->image->id, p->frame);
-    if (slot != NULL)
-        os_frame_cache_release(r->cache, slot, 0);
-    return slot != NULL || os_shelf_has(r->reader->store, id_of(r, p), algorithm_of(r));
-}
-
-/* Asks for all that the request needs before any of it is decoded: what is far comes at once and not one after the
- * other, and what is here is not decoded in vain while the rest is on its way. */
-static os_answer want_all(const reading *r) {
-    const os_tables *t = &r->image->tables;
-    os_source *source = &r->image->source;
-    uint32_t first = t->object_ref[r->row], parts = t->object_ref[r->row + 1] - first;
-    os_answer all = OS_ANSWER_HERE;
-    for (uint32_t part = part_at(r->starts, parts, r->offset); part < parts && r->starts[part] < r->end; part++) {
-        uint32_t chunk = first + part < t->ref_count ? t->ref[first + part] : UINT32_MAX;
-        if (chunk >= t->chunk_count || t->chunk_frame[chunk] == OS_TABLES_HOLE)
-            continue;
-        const piece p = piece_of(t, chunk, part);
-        if (!piece_sound(t, &p) || is_near(r, &p))
-            continue; /* what is unsound is found out when it is read */
-        if (source->want(source->context, p.blob, p.packed, p.offset, r->failure) == OS_ANSWER_PENDING &&
-            all == OS_ANSWER_HERE) {
-            all = OS_ANSWER_PENDING;
-            say_where(r, &p);
-        }
-    }
-    return all;
-}
-
 os_answer os_image_read(os_image *image, uint32_t row, const uint64_t *starts, uint64_t offset, size_t size,
                         uint8_t *out, os_reader *reader, os_frame_cache *cache, const os_env *env, os_place *place,
                         os_failure *failure) {
     const os_tables *t = &image->tables;
-    const reading r = {image, row, starts, offset, offset + size, reader, cache, env, place, failure};
+    const os_reading r = {image, row, starts, offset, offset + size, reader, cache, env, place, failure};
     uint32_t first = t->object_ref[row], parts = t->object_ref[row + 1] - first;
     *place = (os_place){0};
     reader->image = NULL;
-    if (image->source.want != NULL && want_all(&r) == OS_ANSWER_PENDING)
+    if (image->source.want != NULL && os_image_want(&r, false) == OS_ANSWER_PENDING)
         return OS_ANSWER_PENDING;
-    for (uint32_t part = part_at(starts, parts, offset); offset < r.end; part++) {
+    for (uint32_t part = os_part_at(starts, parts, offset); offset < r.end; part++) {
         if (part >= parts || first + part >= t->ref_count || t->ref[first + part] >= t->chunk_count ||
             os_tables_length(t, t->ref[first + part]) != starts[part + 1] - starts[part]) {
             os_fail(failure, OS_CORRUPT, "the tables have changed");

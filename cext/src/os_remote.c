@@ -24,11 +24,12 @@ static os_answer read_either(void *context, uint32_t blob, void *buffer, size_t 
     return os_spans_read(it->spans, &it->blob[blob], buffer, size, offset, failure);
 }
 
-static os_answer want_either(void *context, uint32_t blob, size_t size, uint64_t offset, os_failure *failure) {
+static os_answer want_either(void *context, uint32_t blob, size_t size, uint64_t offset, bool ahead,
+                             os_failure *failure) {
     const remote *it = context;
     if (!is_far(context, blob))
         return OS_ANSWER_HERE;
-    return os_spans_want(it->spans, &it->blob[blob], offset, size, false, failure);
+    return os_spans_want(it->spans, &it->blob[blob], offset, size, ahead, failure);
 }
 
 static bool reject_either(void *context, uint32_t blob, size_t size, uint64_t offset) {

@@ -21,8 +21,8 @@ typedef struct os_source {
     /* Exactly size bytes at offset. PENDING: they were asked for; failure says what went wrong so far, or nothing. */
     os_answer (*read)(void *context, uint32_t blob, void *buffer, size_t size, uint64_t offset, os_failure *failure);
     /* NULL: everything is as near as it will ever be. Else: the range will be read; what is far comes nearer. failure:
-     * as with read. */
-    os_answer (*want)(void *context, uint32_t blob, size_t size, uint64_t offset, os_failure *failure);
+     * as with read. ahead: nobody waits for it so far. */
+    os_answer (*want)(void *context, uint32_t blob, size_t size, uint64_t offset, bool ahead, os_failure *failure);
     /* Whether the blob's bytes come from far away, so that what is read is worth keeping. May be NULL: no. */
     bool (*far)(void *context, uint32_t blob);
     /* The bytes that read gave turned out wrong. Returns whether others may come; then read says PENDING until they
