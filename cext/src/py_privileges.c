@@ -7,17 +7,16 @@
  * it has open, and make and delete files in the store's directory. Call it while there is one thread: all that come
  * later inherit it. */
 #define _GNU_SOURCE
+#include "os_filter.h"
+#include "os_network_filter.h"
 #include "py_common.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <linux/audit.h>
 #include <linux/capability.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <sched.h>
-#include <stddef.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -27,22 +26,6 @@
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <unistd.h>
-
-#if defined(__x86_64__)
-#define ARCHITECTURE AUDIT_ARCH_X86_64
-#elif defined(__aarch64__)
-#define ARCHITECTURE AUDIT_ARCH_AARCH64
-#else
-#error "drop_privileges: this processor's seccomp architecture is not listed"
-#endif
-
-#define FIELD(name) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, name))
-#define LOW(n) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[n]))
-#define HIGH(n) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[n]) + 4)
-#define RETURN(what) BPF_STMT(BPF_RET | BPF_K, (what))
-#define DENY (SECCOMP_RET_ERRNO | EPERM)
-#define IF(value, yes, no) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)(value), yes, no)
-#define IF_BITS(bits, yes, no) BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, (unsigned)(bits), yes, no)
 
 /* Allowed whatever the arguments. */
 static const int ALLOWED[] = {
@@ -175,58 +158,6 @@ static int become(int user) {
     return 0;
 }
 
-/* What a process that talks to the network as nobody has no use for: running programs, looking into other processes,
- * and changing files. It may read what everybody may: resolv.conf, certificates. */
-static int install_network_filter(void) {
-    static const int denied[] = {SYS_execve,
-                                 SYS_execveat,
-                                 SYS_ptrace,
-                                 SYS_process_vm_readv,
-                                 SYS_mount,
-                                 SYS_umount2,
-                                 SYS_process_vm_writev,
-                                 SYS_pivot_root,
-                                 SYS_chroot,
-                                 SYS_setns,
-                                 SYS_unshare,
-                                 SYS_bpf,
-                                 SYS_keyctl,
-                                 SYS_add_key,
-                                 SYS_request_key,
-                                 SYS_userfaultfd,
-                                 SYS_perf_event_open,
-                                 SYS_io_uring_setup,
-                                 SYS_kexec_load,
-                                 SYS_unlinkat,
-                                 SYS_renameat2,
-                                 SYS_linkat,
-                                 SYS_symlinkat,
-                                 SYS_mkdirat,
-                                 SYS_fchmodat,
-                                 SYS_fchownat,
-                                 SYS_truncate,
-                                 SYS_openat2};
-    enum { COUNT = sizeof denied / sizeof *denied };
-    const unsigned writes = O_WRONLY | O_RDWR | O_CREAT | O_TRUNC;
-    const struct sock_filter checks[] = {
-        IF(SYS_openat, 0, 3), LOW(2), IF_BITS(writes, 0, 1), RETURN(DENY), RETURN(SECCOMP_RET_ALLOW),
-    };
-    struct sock_filter program[COUNT + sizeof checks / sizeof *checks + 6];
-    unsigned short at = 0;
-    program[at++] = (struct sock_filter)FIELD(arch);
-    program[at++] = (struct sock_filter)IF(ARCHITECTURE, 1, 0);
-    program[at++] = (struct sock_filter)RETURN(SECCOMP_RET_KILL_PROCESS);
-    program[at++] = (struct sock_filter)FIELD(nr);
-    for (size_t row = 0; row < COUNT; row++) /* the jump leads to the RETURN behind the table */
-        program[at++] = (struct sock_filter)IF(denied[row], COUNT - row, 0);
-    program[at++] = (struct sock_filter)BPF_STMT(BPF_JMP | BPF_JA, 1);
-    program[at++] = (struct sock_filter)RETURN(DENY);
-    memcpy(program + at, checks, sizeof checks);
-    at += sizeof checks / sizeof *checks;
-    struct sock_fprog filter = {.len = at, .filter = program};
-    return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter);
-}
-
 static PyObject *keep_to_network(PyObject *module, PyObject *argument) {
     long user = PyLong_AsLong(argument);
     (void)module;
@@ -234,8 +165,10 @@ static PyObject *keep_to_network(PyObject *module, PyObject *argument) {
         return NULL;
     if (user <= 0)
         return PyErr_Format(PyExc_ValueError, "keep_to_network: want a user that is not root");
+    /* The C library loads it when a thread is cancelled, and aborts if it cannot. */
+    dlopen("libgcc_s.so.1", RTLD_NOW);
     if ((geteuid() == 0 && become((int)user) < 0) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
-        install_network_filter() < 0)
+        os_keep_to_network((unsigned)getpid()) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
     Py_RETURN_NONE;
 }
