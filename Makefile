@@ -20,7 +20,7 @@ THREADED := tests/unit/cext tests/unit/cache $(filter-out %_cuts.py %_faults.py,
 	tests/security/test_spans_between_images.py \
 	tests/fuse/test_prefill.py
 
-.PHONY: help setup test lint types sanitize fuzz demo bench bench-micro clean
+.PHONY: help setup test lint types sanitize fuzz reference demo bench bench-micro clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,7 +59,7 @@ lint: setup ## ruff, clang-format, codespell
 
 types: setup ## mypy --strict, sources and tests
 	$(BIN)/python -m mypy
-	$(BIN)/python -m mypy --explicit-package-bases tests
+	$(BIN)/python -m mypy --explicit-package-bases tests docs/reference/generate.py
 
 sanitize: setup ## the C-related tests under ASan+UBSan, then under TSan
 	.ci/sanitize address,undefined $(SANITIZED)
@@ -67,6 +67,9 @@ sanitize: setup ## the C-related tests under ASan+UBSan, then under TSan
 
 fuzz: setup ## fuzz every decoder for SECONDS each
 	ONESEC_FUZZ_SECONDS=$(SECONDS) .ci/sanitize address,undefined tests/fuzz
+
+reference: setup ## write docs/reference from the code
+	$(BIN)/python docs/reference/generate.py
 
 demo: setup ## build a torch image, start it from an empty page cache, say where the time went
 	$(BIN)/python -m benchmarks.demo

@@ -206,6 +206,7 @@ class Image:
     # ------------------------------------------------------------------ how it starts
 
     def env(self, variables: Mapping[str, str] | None = None, /, **more: str) -> Image:
+        """Environment variables, added to what the image has, for later `run` steps and for the container."""
         where = _call_site()
         if variables is not None and not isinstance(variables, Mapping):
             _refuse("env", variables, "a mapping or keywords", where)
@@ -218,6 +219,7 @@ class Image:
         return self._with(Configure(env=tuple(sorted(merged.items()))), where)
 
     def workdir(self, path: str) -> Image:
+        """Where later `run` steps and the container begin."""
         where = _call_site()
         if not _text(path, "workdir", where).startswith("/"):
             _refuse("workdir", path, "an absolute path", where)
@@ -234,6 +236,7 @@ class Image:
         return self._with(Configure(entrypoint=_texts(words, "entrypoint", where), cmd=()), where)
 
     def cmd(self, *words: str) -> Image:
+        """What the container runs when a call names nothing else, or the words that the entrypoint gets."""
         where = _call_site()
         return self._with(Configure(cmd=_texts(words, "cmd", where)), where)
 

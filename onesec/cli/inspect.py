@@ -14,7 +14,7 @@ from registry.reference import Reference
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("reference", metavar="REF")
+    parser.add_argument("reference", metavar="REF", help="a local image")
 
 
 def run(arguments: argparse.Namespace, config: Config) -> int:

@@ -11,7 +11,7 @@ from registry.reference import Reference
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("references", metavar="REF", nargs="+")
+    parser.add_argument("references", metavar="REF", nargs="+", help="a local image")
 
 
 def run(arguments: argparse.Namespace, config: Config) -> int:

@@ -13,7 +13,7 @@ from registry.upkeep import verify_image
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("reference", metavar="REF")
+    parser.add_argument("reference", metavar="REF", help="a local image")
     parser.add_argument("--deep", action="store_true", help="hash every chunk of every pack too")
 
 
