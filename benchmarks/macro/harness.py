@@ -172,7 +172,7 @@ def summary(results: Mapping[str, Sequence[Measurement]]) -> dict[str, object]:
     }
 
 
-def missing(*programs: str) -> str | None:
-    """Why a contender cannot run here, or None if its programs are installed."""
-    lacking = [name for name in programs if shutil.which(name) is None]
+def missing(*programs: str, path: str | None = None) -> str | None:
+    """Why a contender cannot run here, or None if its programs are installed. path: where they are looked for."""
+    lacking = [name for name in programs if shutil.which(name, path=path) is None]
     return f"not installed: {', '.join(lacking)}" if lacking else None

@@ -13,11 +13,12 @@ from benchmarks.macro.scenario import ScenarioError
 _OCI = "application/vnd.oci.image"
 
 
-Compression = Literal["none", "gzip", "zstd"]
+Compression = Literal["none", "gzip", "zstd", "zstd:chunked"]
 _COMPRESSORS: dict[Compression, tuple[str, str]] = {
     "none": ("cat", ""),
     "gzip": ("gzip -6", "+gzip"),  # what docker and skopeo do by themselves
     "zstd": ("zstd -q -3 -T0", "+zstd"),
+    "zstd:chunked": ("cat", ""),  # skopeo makes it, on the way to a registry
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -31,6 +32,11 @@ class Origin:
     link: Link
     host: str
     settings: Path
+
+    def has(self, name: str) -> bool:
+        """Whether there is an image of that name."""
+        words = ["skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{self.host}/{name}"]
+        return subprocess.run(self.link.in_origin(words), capture_output=True, check=False).returncode == 0
 
     @property
     def environment(self) -> dict[str, str]:
@@ -79,12 +85,27 @@ def offer(place: Place, found: Origin, reference: str) -> str:
     return name
 
 
-def fill(
-    place: Place, found: Origin, reference: str, plain: Path, workload: Sequence[str], kinds: Sequence[oci.Compression]
-) -> None:
-    """Puts the image there as ours, tagged plain and, with a boot pack of the workload, boot; and as a plain OCI image
-    with layers of these kinds. Not through the link.
-    """
+def offer_oci(place: Place, found: Origin, reference: str, plain: Path, kind: oci.Compression) -> str:
+    """The same files there as an image of one layer, made once for each manifest of ours. Returns its name."""
+    repository = f"{reference}-{kind.replace(':', '-')}"
+    stamp = place.path(f"origin/{repository}.json")
+    digest = json.dumps(place.manifest(reference)["digest"])
+    if not (stamp.exists() and stamp.read_text() == digest and found.has(repository)):
+        layout = place.path(f"oci-{repository}")
+        shutil.rmtree(layout, ignore_errors=True)
+        try:
+            oci.archive(plain, layout, "plain", kind)
+            chunked = ["--dest-compress-format", kind] if kind == "zstd:chunked" else []
+            copy = ["skopeo", "copy", "-q", "--dest-tls-verify=false", *chunked, f"oci:{layout}:plain"]
+            place.call(found.link.in_origin([*copy, f"docker://{found.host}/{repository}"]))
+        finally:
+            shutil.rmtree(layout, ignore_errors=True)
+        stamp.write_text(digest)
+    return f"{found.host}/{repository}"
+
+
+def fill(place: Place, found: Origin, reference: str, workload: Sequence[str]) -> None:
+    """Puts the image there as ours, tagged plain and, with a boot pack of the workload, boot. Not through the link."""
     root = place.path("with-boot-pack")
     source = offer(place, found, reference)
     boot = f"{found.host}/{reference}:boot"
@@ -94,12 +115,3 @@ def fill(
         place.onesec("push", reference, boot, root=root),
     ):
         place.call(found.link.in_origin(call), environment=found.environment)
-    for kind in kinds:
-        layout = place.path(f"oci-{reference}-{kind}")
-        if not (layout / "oci-layout").exists():
-            shutil.rmtree(layout, ignore_errors=True)
-            oci.archive(plain, layout, "plain", kind)
-        target = f"docker://{found.host}/{reference}-{kind}"
-        place.call(
-            found.link.in_origin(["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:plain", target])
-        )

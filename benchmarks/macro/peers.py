@@ -8,25 +8,32 @@ of the host, mounted where no image has a file, that notes the time.
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.macro import native
+from benchmarks.macro import native, oci
 from benchmarks.macro.harness import missing
-from benchmarks.macro.origin import Origin
+from benchmarks.macro.origin import Origin, offer_oci
 from benchmarks.macro.scenario import Place
+from benchmarks.macro.services import Service, unmount_below
 from benchmarks.macro.sources import Source
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """commands: the pull, then the run. state: directories that hold what was fetched; gone means the host is empty."""
+    """commands: the pull, then the run. state: directories that hold what was fetched; gone means the host is empty.
+    daemons: writes their configuration and says how to start what has to be up. environment: of all of them.
+    """
 
     name: str
     commands: Sequence[Sequence[str]]
     state: Sequence[Path]
+    daemons: Callable[[], Sequence[Service]] = tuple
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def forget(self) -> None:
         self.remove()
@@ -35,6 +42,7 @@ class Peer:
 
     def remove(self) -> None:
         for path in self.state:
+            unmount_below(path)
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -51,15 +59,39 @@ _LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
 """Below any hard limit: podman's own wishes are above it where this runs in a sandbox."""
 
 
-def podman(place: Place, found: Origin, source: Source, kind: str) -> Peer | str:
+_PARTIAL_PULLS = 5
+"""The first podman that reads zstd:chunked as such: it asks for the files that it lacks, on an empty host for all."""
+
+
+_CHUNKED = """
+[storage]
+driver = "overlay"
+graphroot = "{root}"
+runroot = "{run}"
+[storage.options]
+pull_options = {{enable_partial_images = "true", use_hard_links = "false", ostree_repos = ""}}
+"""
+
+
+def podman(place: Place, found: Origin, source: Source, kind: oci.Compression) -> Peer | str:
     """podman pull and run; kind: the layers' compression. A text says why not."""
     reason = missing("podman", "crun")
     if reason:
         return reason
+    if kind == "zstd:chunked" and podman_version() < _PARTIAL_PULLS:
+        return f"got podman {podman_version()}, want {_PARTIAL_PULLS} or newer (Debian 13)"
+    image = offer_oci(place, found, source.reference, source.plain, kind)
+    suffix = kind.replace(":", "-")
     # podman takes no more than 50 characters for its second directory
-    state = [place.path(f"podman-{kind}"), Path(f"/tmp/onesec-bench-{os.getpid()}-{kind}")]
-    base = ["podman", "--root", str(state[0]), "--runroot", str(state[1]), "--cgroup-manager", "cgroupfs"]
-    image = f"{found.host}/{source.reference}-{kind}"
+    state = [place.path(f"podman-{suffix}"), Path(f"/tmp/onesec-bench-{os.getpid()}-{suffix}")]
+    base = ["podman", "--cgroup-manager", "cgroupfs"]
+    environment = {}
+    if kind == "zstd:chunked":  # options of the storage count only where its place is not given by words
+        settings = place.path("podman-chunked.conf")
+        settings.write_text(_CHUNKED.format(root=state[0], run=state[1]))
+        environment = {"CONTAINERS_STORAGE_CONF": str(settings)}
+    else:
+        base += ["--root", str(state[0]), "--runroot", str(state[1])]
     run = [
         "run",
         "--rm",
@@ -72,7 +104,15 @@ def podman(place: Place, found: Origin, source: Source, kind: str) -> Peer | str
         FIRST,
         *source.workload,
     ]
-    return Peer(f"podman, {kind}", [[*base, "pull", "-q", "--tls-verify=false", image], [*base, *run]], state)
+    pull = [*base, "pull", "-q", "--tls-verify=false", image]
+    return Peer(f"podman, {kind}", [pull, [*base, *run]], state, environment=environment)
+
+
+def podman_version() -> int:
+    """The first number of it."""
+    said = subprocess.run(["podman", "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"\d+", said)
+    return int(found.group()) if found else 0
 
 
 def onesec(place: Place, found: Origin, source: Source) -> list[Peer]:
@@ -88,16 +128,3 @@ def onesec(place: Place, found: Origin, source: Source) -> list[Peer]:
     pull = place.onesec("pull", "--all", image, root=root)
     peers.append(Peer("onesec, pull --all", [pull, place.onesec("run", *volume, image, *workload, root=root)], [root]))
     return peers
-
-
-LAZY_PEERS = {
-    "stargz": ("containerd-stargz-grpc", "ctr-remote", "containerd"),
-    "SOCI": ("soci-snapshotter-grpc", "soci", "containerd"),
-    "nydus": ("nydusd", "containerd-nydus-grpc", "nydusify"),
-}
-"""Lazy loaders that are not in Debian, and the programs that a measurement of each needs."""
-
-
-def absent() -> dict[str, str]:
-    """The lazy peers that cannot run here, with the reason."""
-    return {name: reason for name, programs in LAZY_PEERS.items() if (reason := missing(*programs))}

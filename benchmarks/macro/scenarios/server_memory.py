@@ -24,7 +24,7 @@ def run(place: Place) -> Outcome:
     with ExitStack() as stack:
         wire = stack.enter_context(link(Shape(megabits=1000, delay_ms=1.05)))
         found = stack.enter_context(origin(place, wire))
-        fill(place, found, source.reference, source.plain, source.workload, ())
+        fill(place, found, source.reference, source.workload)
         stack.callback(place.remove, _ROOT, _RUN)
         image = f"{found.host}/{source.reference}:boot"
         for _ in range(min(3, place.rounds)):

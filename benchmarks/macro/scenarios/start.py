@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from benchmarks.macro import cold, containers, oci, peers, sources
+from benchmarks.macro import cold, containers, lazy_peers, oci, peers, services, sources
 from benchmarks.macro.harness import Contender, ContenderError, Measurement, rounds
 from benchmarks.macro.link import Counters, Link, Shape, link
 from benchmarks.macro.origin import Origin, fill, origin
@@ -31,7 +31,7 @@ class Start:
     megabits: int
     source: Callable[[Place], sources.Source]
     wants: Wants
-    kinds: tuple[oci.Compression, ...] = ("gzip", "zstd")
+    kinds: tuple[oci.Compression, ...] = ("gzip", "zstd", "zstd:chunked")
 
     def __call__(self, place: Place) -> Outcome:
         source = self.source(place)
@@ -39,12 +39,15 @@ class Start:
         with ExitStack() as stack:
             wire = stack.enter_context(link(shape))
             found = stack.enter_context(origin(place, wire))
-            fill(place, found, source.reference, source.plain, source.workload, self.kinds)
+            fill(place, found, source.reference, source.workload)
             chosen, missing = _peers(place, found, source, self.kinds)
             moved: dict[str, list[int]] = {peer.name: [] for peer in chosen}
+            contenders = []
             for peer in chosen:
+                contender, end = _contender(place, peer, wire, found, moved[peer.name])
+                contenders.append(contender)
                 stack.callback(peer.remove)
-            contenders = [_contender(place, peer, wire, found, moved[peer.name]) for peer in chosen]
+                stack.callback(end)
             results = rounds([*contenders, *_natives(place, source)], place.rounds)
             means = wire.means
         seen = _seen(results, moved, _content(source))
@@ -80,8 +83,8 @@ def _natives(place: Place, source: sources.Source) -> list[Contender]:
 def _peers(
     place: Place, found: Origin, source: sources.Source, kinds: Sequence[oci.Compression]
 ) -> tuple[list[peers.Peer], dict[str, str]]:
-    missing = peers.absent()
-    chosen = peers.onesec(place, found, source)[: None if kinds else 2]
+    lazy, missing = lazy_peers.peers(place, found, source)
+    chosen = [*peers.onesec(place, found, source)[: None if kinds else 2], *lazy]
     for kind in kinds:
         peer = peers.podman(place, found, source, kind)
         if isinstance(peer, str):
@@ -91,21 +94,28 @@ def _peers(
     return chosen, missing
 
 
-def _contender(place: Place, peer: peers.Peer, wire: Link, found: Origin, moved: list[int]) -> Contender:
+def _contender(
+    place: Place, peer: peers.Peer, wire: Link, found: Origin, moved: list[int]
+) -> tuple[Contender, Callable[[], object]]:
+    """The contender, and what ends its daemons if it could not even be prepared."""
     before: list[Counters] = []
+    daemons = ExitStack()
 
     def prepare() -> None:
         peer.forget()
+        daemons.enter_context(services.running(peer.daemons(), wire.in_client, peer.environment))
         cold.drop()
         peers.first().read_bytes()  # the clock's own program is no part of anybody's image
         before.append(wire.counters())
 
     def count() -> None:
         moved.append(wire.counters().since(before.pop()).sent)
+        daemons.close()
+        peer.remove()
 
     commands = [wire.in_client(list(command)) for command in peer.commands]
     call = place.program("steps", json.dumps(commands))
-    return Contender(peer.name, call, prepare, count, found.environment, "own")
+    return Contender(peer.name, call, prepare, count, {**found.environment, **peer.environment}, "own"), daemons.close
 
 
 def _seen(results: Mapping[str, Sequence[Measurement]], moved: Mapping[str, list[int]], content: int) -> Seen:

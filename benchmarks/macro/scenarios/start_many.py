@@ -75,7 +75,7 @@ class Many:
     def _images(self, place: Place, found: Origin, source: sources.Source, starts: int) -> list[str]:
         if self.relatives:
             return [offer(place, found, one) for one in sources.relatives(place, starts)]
-        fill(place, found, source.reference, source.plain, source.workload, ())
+        fill(place, found, source.reference, source.workload)
         return [f"{found.host}/{source.reference}:boot"] * starts
 
 
