@@ -6,6 +6,6 @@ Not part of ``import cext``: this loads libcurl, which commands that fetch nothi
 from __future__ import annotations
 
 import cext  # noqa: F401  where a build with sanitizers is put first
-from cext._fetch import SPAN, Fetcher, content_range, redirect, retry_after
+from cext._fetch import SPAN, Fetcher, Getter, content_range, redirect, retry_after
 
-__all__ = ["SPAN", "Fetcher", "content_range", "redirect", "retry_after"]
+__all__ = ["SPAN", "Fetcher", "Getter", "content_range", "redirect", "retry_after"]

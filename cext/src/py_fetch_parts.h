@@ -21,6 +21,8 @@ PyObject *os_py_fetch_read(PyObject *object, PyObject *arguments, PyObject *keyw
 PyObject *os_py_fetch_serve(PyObject *object, PyObject *arguments);
 PyObject *os_py_fetch_statistics(PyObject *object, PyObject *unused);
 
+extern PyType_Spec os_py_getter_spec;
+
 /* Functions of the module. */
 PyObject *os_py_fetch_content_range(PyObject *module, PyObject *arguments);
 PyObject *os_py_fetch_retry_after(PyObject *module, PyObject *arguments);

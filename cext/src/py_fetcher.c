@@ -216,15 +216,21 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static int add_type(PyObject *module, const char *name, PyType_Spec *made_of) {
+    PyObject *type = PyType_FromModuleAndSpec(module, made_of, NULL);
+    int result = type == NULL ? -1 : PyModule_AddObjectRef(module, name, type);
+    Py_XDECREF(type);
+    return result;
+}
+
 static int execute(PyObject *module) {
     if (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK) {
         PyErr_SetString(PyExc_ImportError, "libcurl would not start");
         return -1;
     }
-    PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
-    int result = type == NULL ? -1 : PyModule_AddObjectRef(module, "Fetcher", type);
-    Py_XDECREF(type);
-    return result < 0 ? -1 : PyModule_AddIntConstant(module, "SPAN", OS_FETCH_SPAN);
+    if (add_type(module, "Fetcher", &spec) < 0 || add_type(module, "Getter", &os_py_getter_spec) < 0)
+        return -1;
+    return PyModule_AddIntConstant(module, "SPAN", OS_FETCH_SPAN);
 }
 
 static PyModuleDef_Slot module_slots[] = {

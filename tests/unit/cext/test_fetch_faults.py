@@ -1,4 +1,6 @@
-"""The fetch engine under every failure of its environment that can be counted, tests/support/fetch_faults.c."""
+"""The fetch engine and the getter under every failure of their environment that can be counted:
+tests/support/fetch_faults.c and get_faults.c.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,13 @@ PLAIN = {name: value for name, value in os.environ.items() if name != "LD_PRELOA
 DATA = bytes(at % 251 for at in range(300000))
 
 
+@pytest.mark.parametrize("name", ["fetch_faults", "get_faults"])
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
-def test_every_call_of_the_engine_may_fail(sanitizers: str, tmp_path: Path) -> None:
+def test_every_call_may_fail(sanitizers: str, name: str, tmp_path: Path) -> None:
     program = str(tmp_path / "faults")
     words = ["cc", "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-fsanitize={sanitizers}"]
-    words += [f"-I{ROOT}/cext/src", str(ROOT / "tests/support/fetch_faults.c")]
-    words += [str(path) for name in ENGINE for path in sorted((ROOT / "cext/src").glob(f"os_{name}.c"))]
+    words += [f"-I{ROOT}/cext/src", str(ROOT / "tests/support" / f"{name}.c")]
+    words += [str(path) for part in ENGINE for path in sorted((ROOT / "cext/src").glob(f"os_{part}.c"))]
     subprocess.run([*words, "-lcurl", "-pthread", "-o", program], check=True, env=PLAIN)
     with serving(DATA) as origin:
         call = [program, str(origin.port), hashlib.sha256(DATA).hexdigest(), str(len(DATA))]
