@@ -17,6 +17,7 @@ from lazyfs.remote import proxies_for
 
 FETCHER = "onesec-fetcher"
 _NOBODY = 65534
+_ENGINE_S = 5.0
 _HELD_MAX = 4 << 20  # bytes of lines that the fetcher has not taken yet
 
 
@@ -75,6 +76,10 @@ def _take_line(fetcher: Any, words: Mapping[str, Any], sock: socket.socket) -> N
         for one in found["slowest"]:
             one["digest"] = one["digest"].hex()
         sock.sendall(json.dumps({"statistics": found}).encode() + b"\n")
+    elif "ping" in words:
+        if not fetcher.ping(_ENGINE_S):
+            raise OnesecError(f"its engine does not come round in {_ENGINE_S:g} s")
+        sock.sendall(json.dumps({"pong": True}).encode() + b"\n")
     elif "origin" in words:
         fetcher.set_origin(words["origin"], words["sources"])
     else:

@@ -11,7 +11,8 @@ has neither. If the fetcher dies the renewer makes another, which finds out from
 end with the object server.
 
 Lines of JSON go to the fetcher: {"source", "url", "headers", "lifetime", "authorities"}, {"origin", "sources"},
-{"statistics"}; from it come {"news": [[source, status]]} and {"statistics"}. A client sends one packet:
+{"statistics"}, {"ping"}; from it come {"news": [[source, status]]}, {"statistics"} and {"pong"}. A fetcher that is alive
+and does not answer is killed and replaced like one that died. A client sends one packet:
 {"op": "origin", "origin", "known"}, answered with {"number"}; {"op": "sources", "number"}, answered with {"sources"}
 once there are any: for a client's own requests; or {"op": "statistics"}.
 """
@@ -44,6 +45,7 @@ _ORIGINS_MAX = 1024
 _SOURCES_EACH = 8
 _AGAIN_S, _AGAIN_MAX_S = 0.25, 15.0  # between two tries to get credentials that are refused
 _RESTART_S, _RESTART_MAX_S = 0.125, 15.0
+_PING_S, _PONG_S = 5.0, 10.0  # between two pings; a fetcher that takes longer to answer one hangs
 
 
 def start(directory: int, link: int, memory: int) -> None:
@@ -109,6 +111,8 @@ class _Renewer:
         self._restart_at = 0.0
         self._restart_s = _RESTART_S  # after the last death; twice as long after each that follows soon
         self._started = 0.0
+        self._ping_at = math.inf  # when the next ping is due
+        self._hangs_at = math.inf  # when the one that is out should long have been answered
         self._wanted: queue.SimpleQueue[tuple[int, Mapping[str, Any]]] = queue.SimpleQueue()
         self._got: queue.SimpleQueue[tuple[int, list[Credentials] | str]] = queue.SimpleQueue()
         self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -121,8 +125,10 @@ class _Renewer:
         if child == 0:
             become_fetcher(theirs.fileno(), self._link, self._memory)
         theirs.close()
+        ours.settimeout(_PONG_S)  # one that does not read must not stop us
         self._child = child
         self._started = time.monotonic()
+        self._ping_at, self._hangs_at = self._started + _PING_S, math.inf
         self._pidfd = os.pidfd_open(child)
         self._lines = ours
         self._received = b""
@@ -161,15 +167,28 @@ class _Renewer:
             words = json.loads(line)
             for source, _ in words.get("news", ()):
                 self._renew(source)
+            if "pong" in words:
+                self._ping_at, self._hangs_at = time.monotonic() + _PING_S, math.inf
             if "statistics" in words:
                 for client in self._asking:
                     self._answer(client, words["statistics"])
                 self._asking.clear()
 
+    def _ping(self) -> None:
+        now = time.monotonic()
+        if self._child >= 0 and now >= self._hangs_at:
+            background.log(f"fetcher: no answer in {_PONG_S:g} s; it is killed")
+            os.kill(self._child, signal.SIGKILL)  # buried when its end is seen
+            self._hangs_at = math.inf
+        elif self._child >= 0 and now >= self._ping_at:
+            self._ping_at, self._hangs_at = math.inf, now + _PONG_S
+            self._tell({"ping": True})
+
     def _bury(self) -> None:
         os.waitpid(self._child, 0)
         os.close(self._pidfd)
         self._pidfd = self._child = -1
+        self._ping_at = self._hangs_at = math.inf
         if self._lines is not None:
             self._lines.close()
             self._lines = None
@@ -323,6 +342,7 @@ class _Renewer:
             self._start_due()
             if self._child < 0 and time.monotonic() >= self._restart_at:
                 self.start_fetcher()
+            self._ping()
             poll = select.poll()
             poll.register(self._link, select.POLLRDHUP)
             for fd in (self._listener.fileno(), self._woken, *self._clients):
@@ -348,6 +368,7 @@ class _Renewer:
 
     def _wait_ms(self) -> int | None:
         ends = [origin.due for origin in self._origins.values() if not origin.busy]
+        ends += [self._ping_at, self._hangs_at]
         if self._child < 0:
             ends.append(self._restart_at)
         end = min(ends, default=math.inf)

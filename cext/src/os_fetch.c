@@ -70,10 +70,15 @@ static void take_in_all(os_fetch *fetch, uint64_t now) {
     fetch->incoming_end = &fetch->incoming;
     while (waiter != NULL) {
         os_fetch_waiter *next = waiter->next;
-        if (waiter->order == OS_FETCH_WANT)
+        if (waiter->order == OS_FETCH_WANT) {
             os_fetch_take_in(fetch, waiter, now);
-        else
+        } else if (waiter->order == OS_FETCH_PING) {
+            waiter->next = NULL;
+            *fetch->finished_end = waiter;
+            fetch->finished_end = &waiter->next;
+        } else {
             os_fetch_take_change(fetch, waiter);
+        }
         waiter = next;
     }
 }
@@ -243,14 +248,8 @@ os_code os_fetch_submit(os_fetch *fetch, const os_fetch_want *want, os_failure *
     return code;
 }
 
-bool os_fetch_change(os_fetch *fetch, const void *context, uint64_t ticket, bool cancel) {
-    os_fetch_waiter *waiter = fetch->env->allocate(fetch->env->context, sizeof *waiter);
-    if (waiter == NULL)
-        return false;
-    memset(waiter, 0, sizeof *waiter);
-    waiter->order = cancel ? OS_FETCH_CANCEL : OS_FETCH_RAISE;
-    waiter->want.context = (void *)context;
-    waiter->want.ticket = ticket;
+/* Leaves a word that is no want. false: the engine takes none any more, and the word is freed. */
+static bool leave_word(os_fetch *fetch, os_fetch_waiter *waiter) {
     pthread_mutex_lock(&fetch->lock);
     bool late = fetch->stopping;
     if (!late) {
@@ -262,5 +261,29 @@ bool os_fetch_change(os_fetch *fetch, const void *context, uint64_t ticket, bool
         fetch->env->release(fetch->env->context, waiter);
     else
         curl_multi_wakeup(fetch->multi);
+    return !late;
+}
+
+bool os_fetch_ping(os_fetch *fetch, void *context,
+                   void (*done)(void *context, uint64_t ticket, const os_fetch_result *result)) {
+    os_fetch_waiter *waiter = fetch->env->allocate(fetch->env->context, sizeof *waiter);
+    if (waiter == NULL)
+        return false;
+    memset(waiter, 0, sizeof *waiter);
+    waiter->order = OS_FETCH_PING;
+    waiter->want.context = context;
+    waiter->want.done = done;
+    return leave_word(fetch, waiter);
+}
+
+bool os_fetch_change(os_fetch *fetch, const void *context, uint64_t ticket, bool cancel) {
+    os_fetch_waiter *waiter = fetch->env->allocate(fetch->env->context, sizeof *waiter);
+    if (waiter == NULL)
+        return false;
+    memset(waiter, 0, sizeof *waiter);
+    waiter->order = cancel ? OS_FETCH_CANCEL : OS_FETCH_RAISE;
+    waiter->want.context = (void *)context;
+    waiter->want.ticket = ticket;
+    leave_word(fetch, waiter);
     return true;
 }

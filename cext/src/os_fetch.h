@@ -119,6 +119,11 @@ os_code os_fetch_submit(os_fetch *fetch, const os_fetch_want *want, os_failure *
  * soon; else it is a prefetch no longer. Nothing, if it is done already. Not called by a callback. false: no memory. */
 bool os_fetch_change(os_fetch *fetch, const void *context, uint64_t ticket, bool cancel);
 
+/* done(context, 0, OS_OK) is called when the engine's thread comes round: whoever hears nothing for seconds knows that
+ * it hangs. false: no memory, or closed. */
+bool os_fetch_ping(os_fetch *fetch, void *context,
+                   void (*done)(void *context, uint64_t ticket, const os_fetch_result *result));
+
 /* *out and true, or false: nothing left. */
 bool os_fetch_news(os_fetch *fetch, os_fetch_news_item *out);
 

@@ -45,7 +45,7 @@ typedef struct os_fetch_origin {
 } os_fetch_origin;
 
 /* What is submitted: a want, or something about one that was. */
-typedef enum os_fetch_order { OS_FETCH_WANT, OS_FETCH_RAISE, OS_FETCH_CANCEL } os_fetch_order;
+typedef enum os_fetch_order { OS_FETCH_WANT, OS_FETCH_RAISE, OS_FETCH_CANCEL, OS_FETCH_PING } os_fetch_order;
 
 typedef struct os_fetch_waiter {
     struct os_fetch_waiter *next;

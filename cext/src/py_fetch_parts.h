@@ -18,6 +18,7 @@ os_fetch *os_py_fetch_opened(PyObject *object);
 
 /* Methods of Fetcher. */
 PyObject *os_py_fetch_read(PyObject *object, PyObject *arguments, PyObject *keywords);
+PyObject *os_py_fetch_ping(PyObject *object, PyObject *arguments);
 PyObject *os_py_fetch_serve(PyObject *object, PyObject *arguments);
 PyObject *os_py_fetch_statistics(PyObject *object, PyObject *unused);
 

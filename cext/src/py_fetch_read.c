@@ -18,6 +18,16 @@ typedef struct call {
     uint8_t data[];         /* the engine's until left is 0 */
 } call;
 
+static call *make_call(size_t length) {
+    call *it = PyMem_RawCalloc(1, sizeof *it + length);
+    if (it == NULL)
+        return NULL;
+    pthread_mutex_init(&it->lock, NULL);
+    pthread_cond_init(&it->changed, NULL);
+    it->owners = 1;
+    return it;
+}
+
 static void let_go(call *it) {
     pthread_mutex_lock(&it->lock);
     unsigned left = --it->owners;
@@ -41,20 +51,28 @@ static void on_done(void *context, uint64_t ticket, const os_fetch_result *resul
     let_go(it);
 }
 
+/* Whether all of it is done, within a moment. */
+static bool wait_a_moment(call *it, long ns) {
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += ns;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_mutex_lock(&it->lock);
+    int error = 0;
+    while (it->left > 0 && error == 0)
+        error = pthread_cond_timedwait(&it->changed, &it->lock, &until);
+    bool done = it->left == 0;
+    pthread_mutex_unlock(&it->lock);
+    return done;
+}
+
 /* Waits; false with an exception if a signal ended it. */
 static bool wait_for(call *it) {
     for (;;) {
         bool done;
         Py_BEGIN_ALLOW_THREADS;
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_sec += 1;
-        pthread_mutex_lock(&it->lock);
-        int error = 0;
-        while (it->left > 0 && error == 0)
-            error = pthread_cond_timedwait(&it->changed, &it->lock, &until);
-        done = it->left == 0;
-        pthread_mutex_unlock(&it->lock);
+        done = wait_a_moment(it, 1000000000);
         Py_END_ALLOW_THREADS;
         if (done)
             return true;
@@ -104,12 +122,9 @@ PyObject *os_py_fetch_read(PyObject *object, PyObject *arguments, PyObject *keyw
     PyBuffer_Release(&digest);
     if (!sound)
         return PyErr_Format(PyExc_ValueError, "read: want a digest of 32 bytes, a range inside the blob, and seconds");
-    call *it = PyMem_RawCalloc(1, sizeof *it + (size_t)length);
+    call *it = make_call((size_t)length);
     if (it == NULL)
         return PyErr_NoMemory();
-    pthread_mutex_init(&it->lock, NULL);
-    pthread_cond_init(&it->changed, NULL);
-    it->owners = 1;
     want.blob_size = size;
     want.offset = offset;
     want.prefetch = prefetch != 0;
@@ -130,6 +145,29 @@ PyObject *os_py_fetch_read(PyObject *object, PyObject *arguments, PyObject *keyw
     }
     let_go(it);
     return out;
+}
+
+PyObject *os_py_fetch_ping(PyObject *object, PyObject *arguments) {
+    double timeout;
+    os_fetch *fetch = os_py_fetch_opened(object);
+    if (fetch == NULL || !PyArg_ParseTuple(arguments, "d:ping", &timeout))
+        return NULL;
+    call *it = make_call(0);
+    if (it == NULL)
+        return PyErr_NoMemory();
+    bool came = false;
+    it->left = 1;
+    it->owners = 2;
+    if (!os_fetch_ping(fetch, it, on_done))
+        on_done(it, 0, &(os_fetch_result){.code = OS_MEMORY});
+    else
+        for (double waited = 0; waited < timeout && !came && PyErr_CheckSignals() == 0; waited += 0.1) {
+            Py_BEGIN_ALLOW_THREADS;
+            came = wait_a_moment(it, 100000000);
+            Py_END_ALLOW_THREADS;
+        }
+    let_go(it);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(came);
 }
 
 PyObject *os_py_fetch_serve(PyObject *object, PyObject *arguments) {

@@ -184,6 +184,8 @@ static PyMethodDef methods[] = {
     {"read", KEYWORDS(os_py_fetch_read),
      "read(origin, digest, blob_size, offset, length, *, timeout=120, prefetch=False, rejected=0, avoid=0) -> (bytes, "
      "source, tries): asks in aligned spans, all at once. Bytes are not hashed."},
+    {"ping", os_py_fetch_ping, METH_VARARGS,
+     "ping(timeout) -> whether the engine's thread comes round within so many seconds."},
     {"serve", os_py_fetch_serve, METH_VARARGS,
      "serve(sock, memory): fetches what an object server asks for, until it closes its end."},
     {"statistics", os_py_fetch_statistics, METH_NOARGS,

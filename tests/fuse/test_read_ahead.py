@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -18,6 +17,7 @@ from tests.support.far import Remote, remote
 from tests.support.objects import ObjectSet, make_objects
 from tests.support.origin import Origin
 from tests.support.origin import serving as origin_serving
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("real_machine")
 
@@ -46,13 +46,6 @@ def reading(objects: ObjectSet, origin: Origin) -> Iterator[tuple[Remote, int]]:
 def origin() -> Iterator[Origin]:
     with origin_serving() as found:
         yield found
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
 
 
 def asked(objects: ObjectSet, origin: Origin) -> set[int]:

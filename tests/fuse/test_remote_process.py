@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -61,14 +62,20 @@ def place(tmp_path: Path) -> Iterator[Path]:
     eventually(lambda: not processes(tmp_path))
 
 
-def processes(place: Path) -> list[str]:
-    """Those that have a log below the place open."""
-    found = []
+def processes(place: Path) -> dict[int, str]:
+    """Those that have a log below the place open, by their numbers."""
+    found = {}
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
             if entry.name.isdigit() and os.readlink(entry / "fd/2").startswith(str(place)):
-                found.append((entry / "comm").read_text().strip())
+                found[int(entry.name)] = (entry / "comm").read_text().strip()
     return found
+
+
+def fetcher_of(place: Path) -> int:
+    """Waits until there is one."""
+    eventually(lambda: "onesec-fetcher" in processes(place).values())
+    return next(number for number, name in processes(place).items() if name == "onesec-fetcher")
 
 
 @contextmanager
@@ -184,3 +191,13 @@ def test_a_message_that_makes_no_sense_ends_nothing(made: ObjectSet, origin: Ori
                 sock.settimeout(PATIENCE_S)
                 sock.recv(1 << 16)
         assert read(attachment, made, "part-3") == CONTENTS["part-3"]
+
+
+def test_a_fetcher_that_hangs_is_replaced(made: ObjectSet, origin: Origin, place: Path) -> None:
+    with attached(made, place, (remote.WebSource(origin.url),)) as attachment:
+        assert read(attachment, made, "part-0") == CONTENTS["part-0"]
+        process = fetcher_of(place)
+        os.kill(process, signal.SIGSTOP)
+        assert read(attachment, made, "part-7") == CONTENTS["part-7"]
+        assert fetcher_of(place) != process
+        assert attachment.statistics()["statistics"]["errors"] == 0

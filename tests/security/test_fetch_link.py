@@ -19,6 +19,7 @@ import pytest
 import cext
 from cext.errors import CorruptError
 from cext.fetch import SPAN, Fetcher
+from tests.support import origin as faults
 from tests.support.far import Remote, linked, slots
 from tests.support.objects import ObjectSet, make_objects
 from tests.support.origin import serving as origin_serving
@@ -171,3 +172,35 @@ def test_a_server_that_asks_nonsense_is_refused_and_the_fetcher_goes_on() -> Non
             assert mapping[3 * SPAN : 4 * SPAN] == CONTENT[SPAN : 2 * SPAN]
             ours.shutdown(socket.SHUT_RDWR)
             serves.result(10)
+
+
+def test_a_server_that_does_not_read_holds_up_nobody_else() -> None:
+    gate = threading.Event()
+    with origin_serving(CONTENT) as origin, slots() as memory, Fetcher() as fetcher, ThreadPoolExecutor(1) as pool:
+        digest = bytes.fromhex(next(iter(origin.blobs)))
+        origin.fail("held", faults.held(gate), times=1)
+        fetcher.set_source(1, origin.url)
+        fetcher.set_origin(1, [1])
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            serves = pool.submit(fetcher.serve, theirs.fileno(), memory)
+            refused = WANT.pack(ASK, SLOTS, 7, digest, len(CONTENT), 0, 10, 1, 0, 0, 0, 0)
+            ours.send(WANT.pack(ASK, 0, 1, digest, len(CONTENT), 0, SPAN, 1, 0, 0, 0, 0))
+            sent, waited = 0, 0
+            while waited < 20:  # until the fetcher takes no more, because it has answers that it cannot send
+                try:
+                    sent += ours.send(refused, socket.MSG_DONTWAIT) == len(refused)
+                    waited = 0
+                except BlockingIOError:
+                    waited += 1
+                    time.sleep(0.01)
+            gate.set()  # now the range is there, and its answer has no room either
+            data, *_ = fetcher.read(1, digest, len(CONTENT), SPAN, SPAN, timeout=20)
+            assert data == CONTENT[SPAN : 2 * SPAN]
+            assert fetcher.ping(10)
+            ours.settimeout(20)
+            told = [ANSWER.unpack(ours.recv(1 << 16)) for _ in range(sent + 2)]  # with the hello
+            assert [one[:3] for one in told if one[2] == 1] == [(DONE, 0, 1)]
+            assert sum(one[0] == DONE and one[2] == 7 for one in told) == sent
+            ours.shutdown(socket.SHUT_RDWR)
+            serves.result(20)
