@@ -9,6 +9,8 @@ from cext._native import IngestEngine, pack_columns
 from cext.record import Record
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cext._native import ChunkMap
 
 Buffer = bytes | bytearray | memoryview
@@ -125,22 +127,24 @@ class Ingest:
         """Writes and syncs what is left. The files are the caller's to move."""
         packs, known, (content, chunks, known_chunks, same_chunks, written) = self._engine.finish()
         try:
-            digests = self._digests([name for name, _, _ in packs])
-            files = tuple(
-                PackFile(name, digest, size, table) for (name, size, table), digest in zip(packs, digests, strict=True)
-            )
+            later = self._digests([name for name, _, _, digest in packs if digest is None])
+            files = tuple(PackFile(name, digest or next(later), size, table) for name, size, table, digest in packs)
         except BaseException:  # the engine thinks that they are ours now
-            for name, _, _ in packs:
+            for name, *_ in packs:
                 os.unlink(name, dir_fd=self._directory)
             raise
         return IngestResult(files, tuple(known), content, chunks, known_chunks, same_chunks, written)
 
-    def _digests(self, names: list[str]) -> list[bytes]:
-        """On all cores: by now nothing else is left to do, and OpenSSL holds no GIL."""
+    def _digests(self, names: list[str]) -> Iterator[bytes]:
+        """Of packs that the engine did not hash, since this processor has no instructions for it. On all cores: by now
+        nothing else is left to do, and OpenSSL holds no GIL.
+        """
+        if not names:
+            return iter(())
         from concurrent.futures import ThreadPoolExecutor  # slow, as hashlib below
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(self._digest, names))
+            return iter(list(pool.map(self._digest, names)))
 
     def _digest(self, name: str) -> bytes:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._directory)

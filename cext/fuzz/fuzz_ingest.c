@@ -230,7 +230,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     atomic_store(&world.kind, data[0] % KINDS);
     atomic_store(&world.left, os_get16(data + 1) % 300);
     atomic_store(&world.failed, false);
-    const os_ingest_options options = {&ENV, &KNOWN, 3, 1, 1 + data[3] % 3, OS_FRAME_MAX};
+    const os_ingest_options options = {&ENV, &KNOWN, 3, 1, 1 + data[3] % 3, OS_FRAME_MAX, true};
     os_code code = os_ingest_make(&options, &ingest, &failure);
     assert((code == OS_OK) != (ingest == NULL) && (code == OS_OK || atomic_load(&world.failed)));
     for (size_t at = 4; ingest != NULL && at + 3 <= size && at < 4 + 3 * 60; at += 3) {

@@ -197,12 +197,13 @@ uint32_t os_ingest_pack_count(const os_ingest *ingest) {
 }
 
 void os_ingest_pack(const os_ingest *ingest, uint32_t row, const char **name, uint64_t *size, const uint8_t **table,
-                    size_t *table_size) {
+                    size_t *table_size, const uint8_t **digest) {
     const os_ingest_pack_file *one = (const os_ingest_pack_file *)ingest->packs.data + row;
     *name = one->name;
     *size = one->size;
     *table = one->table;
     *table_size = one->table_size;
+    *digest = one->digest;
 }
 
 void os_ingest_known_packs(const os_ingest *ingest, const uint8_t **digests, uint32_t *count) {

@@ -6,6 +6,7 @@
 #ifndef OS_INGEST_H
 #define OS_INGEST_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -22,6 +23,7 @@ typedef struct os_ingest_options {
     int level;             /* zstd's */
     unsigned threads;      /* that compress; at least 1 */
     uint64_t pack_size;    /* of a pack's frames; at most OS_PACK_MAX, at least OS_FRAME_MAX */
+    bool digests;          /* packs are hashed while they are written */
 } os_ingest_options;
 
 typedef struct os_ingest_statistics {
@@ -52,8 +54,9 @@ os_code os_ingest_parts(const os_ingest *ingest, uint32_t ticket, uint64_t *size
 /* Writes everything out and syncs it. After it only parts, packs, known_packs, statistics and free may be called. */
 os_code os_ingest_finish(os_ingest *ingest, os_failure *failure);
 uint32_t os_ingest_pack_count(const os_ingest *ingest);
+/* digest: SHA-256 of the file, if the options asked for it. */
 void os_ingest_pack(const os_ingest *ingest, uint32_t row, const char **name, uint64_t *size, const uint8_t **table,
-                    size_t *table_size);
+                    size_t *table_size, const uint8_t **digest);
 /* Distinct digests of older packs that hold chunks met here, in the order of first use. */
 void os_ingest_known_packs(const os_ingest *ingest, const uint8_t **digests, uint32_t *count);
 void os_ingest_statistics_of(const os_ingest *ingest, os_ingest_statistics *out);

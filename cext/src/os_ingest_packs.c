@@ -24,6 +24,8 @@ static os_code write_all(os_ingest *ingest, const uint8_t *data, size_t size, os
             continue;
         if (count <= 0)
             return os_fail_errno(failure, count ? errno : EIO, "pack: cannot write");
+        if (ingest->options.digests)
+            os_sha256_update(&ingest->hasher, data, (size_t)count);
         data += count;
         size -= (size_t)count;
         ingest->offset += (size_t)count;
@@ -47,6 +49,7 @@ static os_code open_pack(os_ingest *ingest, os_failure *failure) {
         return os_fail_errno(failure, errno, "pack: cannot make %s", made.name);
     }
     ingest->offset = ingest->written_back = 0;
+    os_sha256_init(&ingest->hasher);
     return OS_OK;
 }
 
@@ -89,6 +92,8 @@ os_code os_ingest_close_pack(os_ingest *ingest, os_failure *failure) {
     ingest->closing_fd = ingest->fd;
     ingest->fd = -1;
     made->size = ingest->offset;
+    if (ingest->options.digests)
+        os_sha256_final(&ingest->hasher, made->digest);
     ingest->clen.size = ingest->ulen.size = ingest->counts.size = ingest->lengths.size = ingest->ids.size = 0;
     return OS_OK;
 }

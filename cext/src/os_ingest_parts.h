@@ -8,6 +8,7 @@
 
 #include "os_ingest.h"
 #include "os_limits.h"
+#include "os_sha256.h"
 
 /* Lets workers go on while the caller is busy with small files, and the other way round. */
 #define OS_INGEST_RING 128u
@@ -48,6 +49,7 @@ typedef struct os_ingest_pack_file {
     uint64_t size;
     uint8_t *table; /* owned */
     size_t table_size;
+    uint8_t digest[OS_ID_SIZE]; /* if options.digests */
 } os_ingest_pack_file;
 
 /* A growing column. */
@@ -90,6 +92,7 @@ struct os_ingest {
     int closing_fd;        /* owned; -1: none. The pack before it, complete but not yet known to be on the disk */
     uint64_t written_back; /* of offset: the disk was asked to begin */
     uint64_t offset;
+    os_sha256_hasher hasher; /* of what was written, if options.digests */
     os_ingest_column clen, ulen, counts, lengths, ids;
 
     bool finished;

@@ -9,6 +9,7 @@
 #include "os_ingest.h"
 #include "os_limits.h"
 #include "os_pack.h"
+#include "os_sha256.h"
 
 #define SIGNAL_STEP (16u << 20) /* bytes between two looks for Ctrl-C */
 
@@ -16,6 +17,7 @@ typedef struct engine {
     PyObject_HEAD os_ingest *ingest; /* owned; NULL: closed */
     PyObject *known;                 /* owned capsule, or NULL */
     int directory;                   /* owned */
+    bool digests;                    /* the engine makes them; immutable */
     bool busy;                       /* a call runs without the GIL; guarded by the GIL */
 } engine;
 
@@ -42,15 +44,15 @@ static bool enter(engine *self) {
     } while (0)
 
 static int engine_init(PyObject *object, PyObject *arguments, PyObject *names) {
-    static char *keywords[] = {"directory", "known", "level", "threads", "pack_size", NULL};
+    static char *keywords[] = {"directory", "known", "level", "threads", "pack_size", "digests", NULL};
     engine *self = (engine *)object;
-    int directory, level = 3, threads = 0;
+    int directory, level = 3, threads = 0, digests = -1;
     unsigned long long pack_size = OS_PACK_MAX;
     PyObject *known = Py_None, *capsule = NULL;
     const os_known *found = NULL;
     os_failure failure;
-    if (!PyArg_ParseTupleAndKeywords(arguments, names, "i|$OiiK", keywords, &directory, &known, &level, &threads,
-                                     &pack_size))
+    if (!PyArg_ParseTupleAndKeywords(arguments, names, "i|$OiiKi", keywords, &directory, &known, &level, &threads,
+                                     &pack_size, &digests))
         return -1;
     if (self->ingest) {
         PyErr_SetString(PyExc_RuntimeError, "already made");
@@ -79,7 +81,14 @@ static int engine_init(PyObject *object, PyObject *arguments, PyObject *names) {
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     if (threads == 0)
         threads = cores > 0 && cores < 64 ? (int)cores : 1;
-    os_ingest_options options = {&os_env_system, found, self->directory, level, (unsigned)threads, pack_size};
+    os_ingest_options options = {&os_env_system,
+                                 found,
+                                 self->directory,
+                                 level,
+                                 (unsigned)threads,
+                                 pack_size,
+                                 digests < 0 ? os_sha256_is_fast() : digests > 0};
+    self->digests = options.digests;
     if (os_ingest_make(&options, &self->ingest, &failure) != OS_OK) {
         os_py_raise(&failure);
         return -1;
@@ -252,15 +261,16 @@ static PyObject *engine_parts(PyObject *object, PyObject *argument) {
                          (Py_ssize_t)parts_size);
 }
 
-static PyObject *packs_of(const os_ingest *ingest) {
+static PyObject *packs_of(const os_ingest *ingest, bool digests) {
     PyObject *list = PyList_New(0);
     for (uint32_t row = 0; list && row < os_ingest_pack_count(ingest); row++) {
         const char *name;
-        const uint8_t *table;
+        const uint8_t *table, *digest;
         uint64_t size;
         size_t table_size;
-        os_ingest_pack(ingest, row, &name, &size, &table, &table_size);
-        PyObject *one = Py_BuildValue("sKy#", name, (unsigned long long)size, table, (Py_ssize_t)table_size);
+        os_ingest_pack(ingest, row, &name, &size, &table, &table_size, &digest);
+        PyObject *one = Py_BuildValue("sKy#y#", name, (unsigned long long)size, table, (Py_ssize_t)table_size,
+                                      digests ? digest : NULL, (Py_ssize_t)OS_ID_SIZE);
         if (!one || PyList_Append(list, one) < 0)
             Py_CLEAR(list);
         Py_XDECREF(one);
@@ -296,7 +306,7 @@ static PyObject *engine_finish(PyObject *object, PyObject *ignored) {
     if (code != OS_OK)
         return os_py_raise(&failure);
     os_ingest_statistics_of(self->ingest, &done);
-    PyObject *packs = packs_of(self->ingest), *known = packs ? known_of(self->ingest) : NULL;
+    PyObject *packs = packs_of(self->ingest, self->digests), *known = packs ? known_of(self->ingest) : NULL;
     if (!known) {
         Py_XDECREF(packs);
         return NULL;

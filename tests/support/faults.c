@@ -19,6 +19,7 @@
 
 #include "os_ingest.h"
 #include "os_limits.h"
+#include "os_sha256.h"
 
 #define FILE_SIZE (400u << 10)
 #define PACKS_MAX 8
@@ -257,13 +258,17 @@ static void collect(const os_ingest *ingest, int directory) {
     for (uint32_t row = 0; row < got.count; row++) {
         const char *name;
         uint64_t size;
-        const uint8_t *table;
+        const uint8_t *table, *digest;
+        uint8_t hash[OS_ID_SIZE];
         size_t table_size;
-        os_ingest_pack(ingest, row, &name, &size, &table, &table_size);
+        os_ingest_pack(ingest, row, &name, &size, &table, &table_size, &digest);
         int fd = openat(directory, name, O_RDONLY | O_CLOEXEC);
         ssize_t count = fd < 0 ? -1 : read(fd, got.packs + got.size, BYTES_MAX - got.size);
         if (count < 0 || (uint64_t)count != size || memcmp(got.packs + got.size + size - table_size, table, table_size))
             complain("pack %s is not what finish says", name);
+        os_sha256(got.packs + got.size, (size_t)size, hash);
+        if (memcmp(hash, digest, sizeof hash))
+            complain("pack %s has another digest", name);
         got.size += size;
         close(fd);
         unlinkat(directory, name, 0);
@@ -293,7 +298,7 @@ static bool run(const char *path, unsigned threads) {
     os_failure failure = {0};
     os_ingest *ingest = NULL;
     int before = entries("/proc/self/fd"), directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    const os_ingest_options options = {&ENV, &known, directory, 3, threads, OS_FRAME_MAX};
+    const os_ingest_options options = {&ENV, &known, directory, 3, threads, OS_FRAME_MAX, true};
     atomic_store(&world.calls, 0);
     atomic_store(&world.injected, 0);
     os_code code = os_ingest_make(&options, &ingest, &failure);

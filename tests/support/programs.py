@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BLAKE3 = sorted(glob("/usr/share/cargo/registry/blake3-*/c"))[-1]
-STORE = ("os_store*.c", "os_segment.c", "os_lmdb*.c", "os_env.c", "os_frame.c", "os_hash.c", "os_sha256.c", "os_log.c")
+STORE = ("os_store*.c", "os_segment.c", "os_lmdb*.c", "os_env.c", "os_frame.c", "os_hash.c", "os_sha256*.c", "os_log.c")
 _PLAIN = ("SSE2", "SSE41", "AVX2", "AVX512")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import struct
@@ -12,6 +13,7 @@ import pytest
 import zstandard
 
 import cext
+from cext._native import IngestEngine
 from cext._reference import blake3
 from cext.errors import ClosedError, CorruptError, MissingError
 
@@ -123,6 +125,20 @@ def test_the_number_of_threads_changes_no_byte(tmp_path: Path) -> None:
         os.close(fd)
     assert len(results[0]) > 1
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("digests", [0, 1])
+def test_packs_have_the_digest_of_their_files_on_every_processor(directory: int, tmp_path: Path, digests: int) -> None:
+    """Hashed while they are written where that is fast, afterwards where it is not."""
+    with cext.Ingest(directory, pack_size=MIB) as ingest:
+        ingest._engine.close()
+        ingest._engine = IngestEngine(directory, pack_size=MIB, digests=digests)
+        for seed in range(40):
+            ingest.add_bytes(content(seed, 70_000))
+        packs = ingest.finish().packs
+    assert len(packs) > 1
+    for pack in packs:
+        assert pack.digest == hashlib.sha256((tmp_path / pack.name).read_bytes()).digest()
 
 
 def test_a_pack_is_a_valid_zstd_file(directory: int, tmp_path: Path) -> None:
