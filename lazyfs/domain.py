@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import cext
 from cache.settings import StoreSettings
@@ -39,6 +39,12 @@ def domain_directory(run_dir: str | os.PathLike[str], root: str | os.PathLike[st
     key = cext.blake3(f"{_PROTOCOL}\0{domain}\0{os.path.realpath(root)}".encode(errors="surrogateescape")).hex()[:32]
     path = f"{os.fspath(run_dir)}/domains/{key}"
     os.makedirs(path, 0o700, exist_ok=True)
+    with _opened(path) as fd:
+        yield fd
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
@@ -50,6 +56,18 @@ def domain_directory(run_dir: str | os.PathLike[str], root: str | os.PathLike[st
         yield fd
     finally:
         os.close(fd)
+
+
+def every_domain(run_dir: str | os.PathLike[str]) -> Iterator[int]:
+    """The directories of a run directory's domains, each open for one step of the iteration."""
+    path = f"{os.fspath(run_dir)}/domains"
+    try:
+        names = sorted(os.listdir(path))
+    except FileNotFoundError:
+        return
+    for name in names:
+        with suppress(FileNotFoundError), _opened(f"{path}/{name}") as fd:
+            yield fd
 
 
 def connection(directory: int, settings: ServerSettings) -> socket.socket:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import cext
 from cext.errors import UnsupportedError
@@ -17,24 +15,6 @@ from lazyfs.errors import MountError
 from lazyfs.unattached import SOURCE
 
 _UMOUNT_NOFOLLOW = 8
-
-
-@contextmanager
-def target_directory(path: str) -> Iterator[tuple[str, int]]:
-    """The real path of a directory to mount on, and the directory open. Refuses what is one of our mounts already."""
-    real = os.path.realpath(path)
-    if any(mount.target == real and mount.ours for mount in mount_table()):
-        raise MountError(f"{path}: got a onesec mount, want a plain directory", hint=f"onesec umount {path}")
-    try:
-        fd = os.open(real, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise MountError(f"{path}: no such directory", hint=f"mkdir -p {path}") from error
-    except NotADirectoryError as error:
-        raise MountError(f"{path}: got something else, want a directory") from error
-    try:
-        yield real, fd
-    finally:
-        os.close(fd)
 
 
 class TableRow(Record):

@@ -114,6 +114,13 @@ class Images:
         """Whether there is an image, or was one a moment ago that is waited for."""
         return bool(self._images) or time.monotonic() < self._until
 
+    def end_linger(self, *, clients: int) -> bool:
+        """Nothing waits for a next image any more. Whether there is one now, or a client besides the one that asks."""
+        self.drop_unmounted()
+        self.drop_lingering()
+        self._until = 0.0
+        return bool(self._images) or clients > 1
+
     def labels(self) -> list[dict[str, Any]]:
         return [{"image": number, "label": image.label} for number, image in self._images.items()]
 

@@ -27,6 +27,7 @@ Messages are one JSON object in one packet, with descriptors. Of a client:
     keep     image, device ("major:minor" of a mount that uses it): the image stays until that mount is gone
     detach   image
     connection  the answer has a descriptor of the FUSE connection, for one more mount
+    end      nothing lingers any more. The answer says whether there is still somebody to serve (serves)
     statistics
 
 An image that is not kept ends with its client's connection. When there is no image and no client the process ends, and

@@ -218,6 +218,8 @@ class Server:
             for other in self._clients.values():
                 other.images.discard(image)
             return {}
+        if what == "end":
+            return {"serves": self._images.end_linger(clients=len(self._clients))}
         if what == "statistics":
             return {
                 "statistics": self._server.statistics(),
@@ -226,7 +228,7 @@ class Server:
             }
         raise RefusedError(
             f"got {what!r}, want link, attach, packs, share, boot, pin, pushed, trace, touches, connection, "
-            "keep, detach or statistics"
+            "keep, detach, end or statistics"
         )
 
     def _touches(self, fds: list[int]) -> dict[str, Any]:

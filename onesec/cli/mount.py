@@ -12,7 +12,8 @@ from cext.errors import UnsupportedError
 from lazyfs.errors import MountError
 from lazyfs.mount import mount_image
 from lazyfs.mount_records import Mode, MountRecord, MountRecords
-from lazyfs.mount_table import target_directory, unmount
+from lazyfs.mount_table import unmount
+from lazyfs.mount_target import target_directory
 from onesec.config import Config
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, config: Config) -> int:
     records = MountRecords(config.run_dir)
-    with records.locked(), target_directory(arguments.directory) as (real, target):
+    ours = (config.root, config.run_dir)
+    with records.locked(), target_directory(arguments.directory, ours=ours) as (real, target):
         records.prune()
         try:
             image, mode = _mount(arguments, config, real, target)

@@ -36,7 +36,7 @@ import pytest
 import cext
 from imagebuilder.layer import Workshop, assemble_image
 from imagebuilder.trees import layer_from_tree
-from lazyfs import erofs_mount, mount, mount_table, objects, unattached
+from lazyfs import erofs_mount, mount, mount_table, mount_target, objects, unattached
 from lazyfs.errors import MountError
 from lazyfs.object_mount import mount_fuse
 from registry.image import open_resolved
@@ -397,7 +397,7 @@ def test_a_mount_with_a_waiting_reader_is_busy_and_a_lazy_unmount_harms_nobody(m
             with (
                 open(made.metadata, "rb") as file,
                 closing(erofs_mount.erofs(file.fileno(), name="test")) as below,
-                mount_table.target_directory(str(target)) as (_, place),
+                mount_target.target_directory(str(target)) as (_, place),
             ):
                 mount.mount_image(mount.Lowers(below, served.tree), place, name="test")
             reader = threading.Thread(target=lambda: results.append((target / "large").read_bytes()))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import cext
-from lazyfs import erofs_mount, mount_records, mount_table, unattached
+from lazyfs import erofs_mount, mount_records, mount_table, mount_target, unattached
 from lazyfs.errors import MountError
 from lazyfs.probe import KernelFeatures, probe
 from tests.support.mounts import mount_file
@@ -39,7 +39,7 @@ def opened(image: PlainImage) -> Iterator[tuple[int, int]]:
 @contextmanager
 def mounted(image: PlainImage, target: Path) -> Iterator[Path]:
     target.mkdir(exist_ok=True)
-    with opened(image) as (file, objects), mount_table.target_directory(str(target)) as (_, fd):
+    with opened(image) as (file, objects), mount_target.target_directory(str(target)) as (_, fd):
         mount_file(file, objects, fd, name="test")
     try:
         yield target
@@ -84,13 +84,34 @@ def test_a_missing_object_is_an_error_never_zeros(image: PlainImage, tmp_path: P
 
 def test_a_target_that_is_mounted_already_or_no_directory_is_refused(image: PlainImage, tmp_path: Path) -> None:
     with mounted(image, tmp_path / "m") as root:
-        with pytest.raises(MountError, match="got a onesec mount") as caught, mount_table.target_directory(str(root)):
+        with pytest.raises(MountError, match="got a onesec mount") as caught, mount_target.target_directory(str(root)):
             pass
         assert caught.value.hint is not None
     (tmp_path / "file").touch()
     for name, words in (("file", "want a directory"), ("nope", "no such directory")):
-        with pytest.raises(MountError, match=words), mount_table.target_directory(str(tmp_path / name)):
+        with pytest.raises(MountError, match=words), mount_target.target_directory(str(tmp_path / name)):
             pass
+
+
+@pytest.mark.parametrize("path", ["/", "/proc", "/proc/self", "/sys/fs", "/dev", "/etc", "/usr", "/tmp/../proc"])
+def test_the_systems_own_directories_are_no_targets(path: str) -> None:
+    with pytest.raises(MountError, match="got a directory of the system"), mount_target.target_directory(path):
+        pass
+
+
+def test_a_target_hides_neither_our_own_directories_nor_another_mount(image: PlainImage, tmp_path: Path) -> None:
+    run, inner = tmp_path / "state/run", tmp_path / "outer/inner"
+    for directory in (run / "mounts", inner):
+        directory.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "state")
+    for target in (tmp_path / "state", run, run / "mounts", tmp_path / "link"):
+        with pytest.raises(MountError, match="holds"), mount_target.target_directory(str(target), ours=[run]):
+            pass
+    with mounted(image, inner / "m"), pytest.raises(MountError, match="with a mount in it"):  # noqa: SIM117
+        with mount_target.target_directory(str(tmp_path / "outer"), ours=[run]):
+            pass
+    with mount_target.target_directory(str(tmp_path / "outer"), ours=[run]) as (real, _):
+        assert real == str(tmp_path / "outer")
 
 
 def test_umount_refuses_what_is_not_ours_and_what_is_in_use(image: PlainImage, tmp_path: Path) -> None:
@@ -105,7 +126,7 @@ def test_umount_refuses_what_is_not_ours_and_what_is_in_use(image: PlainImage, t
 def test_umount_finds_a_mount_through_a_link(image: PlainImage, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "m")
     (tmp_path / "m").mkdir()
-    with opened(image) as (file, objects), mount_table.target_directory(str(tmp_path / "link")) as (real, fd):
+    with opened(image) as (file, objects), mount_target.target_directory(str(tmp_path / "link")) as (real, fd):
         mount_file(file, objects, fd, name="test")
     assert mount_table.unmount(str(tmp_path / "link")) == real == str(tmp_path / "m")
 
@@ -116,7 +137,7 @@ def test_what_is_no_erofs_is_refused_and_nothing_is_left(image: PlainImage, tmp_
     (tmp_path / "m").mkdir()
     with (
         opened(PlainImage(tmp_path / "bad", image.objects)) as (file, objects),
-        mount_table.target_directory(str(tmp_path / "m")) as (_, fd),
+        mount_target.target_directory(str(tmp_path / "m")) as (_, fd),
         pytest.raises(MountError, match="test:"),
     ):
         mount_file(file, objects, fd, name="test")
@@ -169,7 +190,7 @@ def test_each_step_of_a_mount_can_fail_and_leaves_nothing(
         tried += 1
         left = tried
         try:
-            with opened(image) as (file, objects), mount_table.target_directory(str(tmp_path / "m")) as (_, fd):
+            with opened(image) as (file, objects), mount_target.target_directory(str(tmp_path / "m")) as (_, fd):
                 mount_file(file, objects, fd, name="test")
         except (MountError, OSError):
             assert [row for row in mount_table.mount_table() if row.target == str(tmp_path / "m")] == []

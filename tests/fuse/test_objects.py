@@ -20,7 +20,7 @@ import pytest
 
 import cext
 from cext.errors import UnsupportedError
-from lazyfs import mount, mount_table, object_mount, objects
+from lazyfs import mount, mount_table, mount_target, object_mount, objects
 from lazyfs.domain import log_tail
 from lazyfs.errors import ObjectServerError
 from tests.support.mounts import mount_file
@@ -310,7 +310,7 @@ def erofs(tmp_path: Path, made: ObjectSet) -> Path:
 @contextmanager
 def mounted(erofs: Path, attachment: objects.Attachment, target: Path) -> Iterator[Path]:
     target.mkdir()
-    with open(erofs, "rb") as file, mount_table.target_directory(str(target)) as (_, fd):
+    with open(erofs, "rb") as file, mount_target.target_directory(str(target)) as (_, fd):
         mount_file(file.fileno(), attachment.objects, fd, name="test")
     try:
         yield target

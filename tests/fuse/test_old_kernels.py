@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cext.errors import UnsupportedError
-from lazyfs import erofs_mount, mount, mount_table, objects, unattached
+from lazyfs import erofs_mount, mount, mount_table, mount_target, objects, unattached
 from lazyfs.errors import MountError
 from tests.fuse.test_objects import CONTENTS, Place, opened
 from tests.support.command import Onesec
@@ -82,7 +82,7 @@ def test_attached_lower_directories_give_the_same_read_only_mount(
                 check(tree)
                 with pytest.raises(OSError, match="Read-only"):
                     os.mkdir("new", dir_fd=tree)
-        with overlaid(found) as tree, mount_table.target_directory(str(tmp_path / "m")) as (_, target):
+        with overlaid(found) as tree, mount_target.target_directory(str(tmp_path / "m")) as (_, target):
             unattached.attach(tree, target)
         assert (tmp_path / "m/data/large").read_bytes() == CONTENTS["large"]
         mount_table.unmount(str(tmp_path / "m"))

@@ -20,7 +20,8 @@ from lazyfs import portable
 from lazyfs.errors import MountError
 from lazyfs.index.tables import TablesReader
 from lazyfs.mount import mount_image
-from lazyfs.mount_table import mount_table, target_directory, unmount
+from lazyfs.mount_table import mount_table, unmount
+from lazyfs.mount_target import target_directory
 from lazyfs.objects import attach
 from registry.image import open_resolved
 from registry.layout import LOCAL_DOMAIN, Layout, Resolved
