@@ -31,7 +31,7 @@ def send(sock: socket.socket, words: dict[str, Any], fds: Sequence[int] = ()) ->
         raise ServerGone from error
 
 
-def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     """One packet. socket.recv_fds ignores its flags, and a descriptor without close-on-exec goes on to the OCI runtime,
     where it is a way to the objects of other images (the class of CVE-2024-21626).
     """
@@ -48,7 +48,7 @@ def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
 def ask(sock: socket.socket, words: dict[str, Any], fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
     send(sock, words, fds)
     try:
-        data, received = _receive(sock)
+        data, received = receive(sock)
     except ConnectionResetError as error:
         raise ServerGone from error
     except TimeoutError as error:

@@ -38,6 +38,25 @@ class Push(Record):
     busy: bool
 
 
+class Pushing:
+    """What a pusher says to the server, on its client's connection."""
+
+    def __init__(self, sock: socket.socket, image: int) -> None:
+        self._sock = sock  # borrowed
+        self._image = image
+
+    def pin(self, objects: Sequence[int]) -> None:
+        """Objects (descriptors, borrowed) of the boot pack that stay in memory, with their pages, as long as its image
+        or its linger.
+        """
+        for start in range(0, len(objects), BATCH):
+            send(self._sock, {"op": "pin", "image": self._image}, objects[start : start + BATCH])
+
+    def pushed(self) -> None:
+        """This client is no longer at its boot pack."""
+        send(self._sock, {"op": "pushed", "image": self._image})
+
+
 class Attachment:
     """An image that is served, until ``close`` or, after ``keep``, as long as the mount that was named.
 
@@ -105,16 +124,10 @@ class Attachment:
             raise ObjectServerError(f"object server: got {len(fds)} descriptors, want its connection")
         return Push(fds[0], bool(answer["pinned"]), bool(answer["busy"]))
 
-    def pin(self, objects: Sequence[int]) -> None:
-        """Objects (descriptors, borrowed) of the boot pack that stay in memory, with their pages, as long as its image
-        or its linger.
-        """
-        for start in range(0, len(objects), BATCH):
-            send(self._sock, {"op": "pin", "image": self.number}, objects[start : start + BATCH])
-
-    def pushed(self) -> None:
-        """This client is no longer at its boot pack."""
-        send(self._sock, {"op": "pushed", "image": self.number})
+    @property
+    def pushing(self) -> Pushing:
+        """For whoever pushes its boot pack."""
+        return Pushing(self._sock, self.number)
 
     def trace(self) -> None:
         """Has reads recorded until this attachment ends."""

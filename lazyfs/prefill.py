@@ -1,11 +1,13 @@
-"""A boot pack on its way into the page cache, ahead of the container that is going to need it.
+"""A boot pack on its way into the page cache, ahead of the container that is going to need it: the client's side.
 
 The pages are charged to whoever pushes them, so the pusher is a process of its own, forked from the client and in the
-same cgroup as the container. Its order of work: verify the head; open the objects through the mount, in the order of
-their first page (the kernel takes a store only for an inode that it knows, and an O_PATH descriptor pins the inode with
-its pages); and hand each frame, once its objects are open, to one of two threads that verify, decode and push it. Two,
-because a store waits for a READ that is on its way to the same page. The pins go to the server, which keeps them as
-long as the image stays.
+same cgroup as the container. What it does with the boot pack: lazyfs/pusher.py.
+
+    client ── forks ──► pusher: waits ── `stream`: where the boot pack is ──► fetches, verifies, decodes
+                                      ── `push`: the mount's descriptors  ──► pushes what is here, and what comes
+
+An image that this host has never seen has its pusher forked before anything of it is fetched (`Ahead`), so that its
+boot pack comes while its index is fetched and judged. The pins go to the server, which keeps them as long as the image.
 
 Whatever goes wrong here makes a start slower, never wrong: the reader that finds no page asks the server for it.
 """
@@ -14,33 +16,25 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import resource
 import select
 import signal
-import threading
+import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import NoReturn, Protocol
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 import cext
-from cext.errors import CorruptError, LimitError, OnesecError
+from cext.errors import OnesecError
 from cext.record import Record, as_dict, replace
 from lazyfs import remote
-from lazyfs.objects import Attachment, Push
+from lazyfs.object_wire import receive
+from lazyfs.objects import Attachment, Pushing
 
 NAME = "onesec-prefill"
-THREADS = 2
-AHEAD = 8
-"""Frames that are read and not yet pushed."""
 
-HEAD_MAX = 65 << 20  # bytes as they travel: of OS_BOOT_HEAD_MAX that zstd could make no smaller
-
-PROGRESS_MAX = 200  # points of a report: it has to fit into a pipe
-
-_SAMPLES = 48
-_OPEN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_STREAM, _PUSH = b"stream", b"push"
 
 
 class BootPackFile(Record):
@@ -77,8 +71,20 @@ class Report(Record):
     error: str = ""
 
 
+class Target(Record):
+    """Where pages go: the root of an object mount and its connection, both borrowed. pin: is given descriptors of the
+    objects. pushed: is told at the end. pinned: an earlier start was here, so look first whether the pages still are.
+    """
+
+    objects: int
+    fuse: int
+    pin: Callable[[list[int]], None]
+    pushed: Callable[[], None]
+    pinned: bool = False
+
+
 class Prefill:
-    """The pusher, seen from the client."""
+    """The pusher at work, seen from the client."""
 
     def __init__(self, process: int, reader: int, pack: BootPackFile) -> None:
         self.pack = pack
@@ -118,26 +124,122 @@ class Prefill:
         os.close(self._reader)
 
 
-def start(attachment: Attachment, pack: BootPackFile) -> Prefill | None:
-    """Forks the pusher. The image stays served as long as it works. None: another start is pushing the same pack."""
-    started = time.monotonic()
-    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    connection = process = -1
-    try:
-        push = attachment.boot(pack.digest, reader)
-        connection = push.connection
-        if not push.busy:
-            process = os.fork()
-            if process == 0:
-                _become_pusher(attachment, pack, push, writer, started)
-    finally:
-        for fd in (writer, connection, reader if process < 0 else -1):
-            if fd >= 0:
-                os.close(fd)
-    return None if process < 0 else Prefill(process, reader, pack)
+class Ahead:
+    """A pusher that is there before its image is. To be closed, whether it was needed or not."""
+
+    def __init__(self) -> None:
+        self.process = -1
+        self._reader = -1  # owned, of the pipe for its report
+        self._orders: socket.socket | None = None
+        self._digest = ""  # of the boot pack that it streams
+
+    def fork(self, pack: BootPackFile | None = None) -> None:
+        """Not beside a thread; again does nothing. pack: what it is going to push, if that is known."""
+        if self._orders is not None:
+            return
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self.process = os.fork()
+            if self.process == 0:
+                _become_pusher(theirs, writer, pack)
+        except BaseException:
+            os.close(reader)
+            ours.close()
+            raise
+        finally:
+            os.close(writer)
+            theirs.close()
+        self._reader, self._orders = reader, ours
+
+    @property
+    def report_pipe(self) -> int:
+        """Borrowed; only the pusher writes into it."""
+        return self._reader
+
+    def streams(self, pack: BootPackFile) -> bool:
+        return self._orders is not None and self._digest == pack.digest
+
+    def stream(self, pack: BootPackFile, sources: Sequence[remote.Source]) -> None:
+        """It begins to fetch; once. pack: remote; its directory stays the caller's."""
+        if self._digest:
+            return
+        self._digest = pack.digest
+        words = {
+            "digest": pack.digest,
+            "head_digest": pack.head_digest.hex(),
+            "head_size": pack.head_size,
+            "size": pack.size,
+            "sources": [as_dict(one) for one in sources],
+        }
+        file = os.memfd_create("onesec-sources", os.MFD_CLOEXEC)  # certificates would not fit into a packet
+        with open(file, "wb") as out:
+            out.write(json.dumps(words).encode())
+            out.flush()
+            self._order(_STREAM, [file, pack.directory])
+
+    def push(self, attachment: Attachment, connection: int, *, pinned: bool) -> None:
+        """It may push into the page cache of this mount."""
+        words = json.dumps({"image": attachment.number, "pinned": pinned}).encode()
+        self._order(_PUSH + words, [attachment.objects, connection, attachment.connection])
+
+    def hand_over(self, pack: BootPackFile) -> Prefill:
+        """It is a start's from now on."""
+        found = Prefill(self.process, self._reader, pack)
+        assert self._orders is not None
+        self._orders.close()
+        self._orders = None
+        return found
+
+    def let_go(self) -> None:
+        """It ends by itself, as it does when we die."""
+        if self._orders is not None:
+            self._orders.close()
+            os.close(self._reader)
+            self._orders = None
+
+    def close(self) -> None:
+        if self._orders is not None:
+            self.let_go()
+            os.kill(self.process, signal.SIGKILL)
+            os.waitpid(self.process, 0)
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _order(self, words: bytes, fds: Sequence[int]) -> None:
+        assert self._orders is not None
+        with suppress(BrokenPipeError, ConnectionResetError):  # it died: the start goes without
+            socket.send_fds(self._orders, [words], list(fds))
 
 
-def _become_pusher(attachment: Attachment, pack: BootPackFile, how: Push, result: int, started: float) -> NoReturn:
+def start(attachment: Attachment, pack: BootPackFile, ahead: Ahead | None = None) -> Prefill | None:
+    """Has the boot pack pushed by a process. The image stays served as long as it works. None: another start is pushing
+    the same pack.
+
+    ahead: one that may be streaming this pack already.
+    """
+    with Ahead() as fresh:
+        chosen = ahead if ahead is not None and ahead.streams(pack) else fresh
+        if chosen is fresh:
+            fresh.fork(pack)
+        how = attachment.boot(pack.digest, chosen.report_pipe)
+        try:
+            if how.busy:
+                return None
+            chosen.push(attachment, how.connection, pinned=how.pinned)
+        finally:
+            os.close(how.connection)
+        return chosen.hand_over(pack)
+
+
+# ---------------------------------------------------------------------- the process
+
+
+def _become_pusher(orders: socket.socket, result: int, pack: BootPackFile | None) -> NoReturn:
     report = Report(error="died")
     try:
         cext.set_process_name(NAME)
@@ -146,18 +248,65 @@ def _become_pusher(attachment: Attachment, pack: BootPackFile, how: Push, result
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # a descriptor for each object
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        _let_go({pack.fd, pack.directory, how.connection, result, attachment.objects, attachment.connection} - {-1})
+        given = (pack.fd, pack.directory) if pack is not None else ()
+        _let_go({orders.fileno(), result, *given} - {-1})
         try:
-            report = push(pack, attachment.objects, how.connection, attachment.pin, pinned=how.pinned)
+            report = _obey(orders, pack)
         except (OnesecError, OSError) as error:
             report = Report(error=str(error))
-        with suppress(OnesecError, OSError):
-            attachment.pushed()
-        report = replace(report, started=started, ended=time.monotonic())
     finally:
         with suppress(OSError):
             os.write(result, json.dumps(as_dict(report)).encode())
         os._exit(0)
+
+
+def _obey(orders: socket.socket, pack: BootPackFile | None) -> Report:
+    from lazyfs import pusher
+
+    target: Target | None = None
+    if pack is None:
+        from lazyfs import stream  # noqa: F401  while the client looks its image up
+
+        pack = _ordered(orders)
+    else:  # nothing is fetched before it is sure that nobody else fetches it
+        target = _target(orders)
+    started = time.monotonic()
+    with pusher.opened(pack) as source, pusher.Pass(pack, source) as one:
+        target = target or _target(orders)
+        report = one.run(target)
+    return replace(report, started=started, ended=time.monotonic())
+
+
+def _ordered(orders: socket.socket) -> BootPackFile:
+    _, (file, directory) = _order(orders, _STREAM)
+    with open(file, "rb") as given:
+        given.seek(0)
+        words = json.load(given)
+    sources = [remote.Source(**{**one, "headers": tuple(one["headers"])}) for one in words["sources"]]
+    return BootPackFile(
+        -1,
+        words["digest"],
+        bytes.fromhex(words["head_digest"]),
+        words["head_size"],
+        words["size"],
+        lambda: sources,
+        directory,
+    )
+
+
+def _target(orders: socket.socket) -> Target:
+    data, (objects, connection, server) = _order(orders, _PUSH)
+    words = json.loads(data)
+    line = Pushing(socket.socket(fileno=server), words["image"])
+    return Target(objects, connection, line.pin, line.pushed, words["pinned"])
+
+
+def _order(orders: socket.socket, kind: bytes) -> tuple[bytes, list[int]]:
+    """Ends the process if the client is gone, or does not need it after all."""
+    data, fds = receive(orders)
+    if not data.startswith(kind):
+        os._exit(0)
+    return data[len(kind) :], fds
 
 
 def _let_go(kept: set[int]) -> None:
@@ -170,156 +319,3 @@ def _let_go(kept: set[int]) -> None:
         os.closerange(low, fd)
         low = fd + 1
     os.closerange(low, 1 << 20)
-
-
-def push(
-    pack: BootPackFile, objects: int, fuse: int, pin: Callable[[list[int]], None], *, pinned: bool = False
-) -> Report:
-    """Pushes a boot pack into the page cache of an object mount, whose root and connection are given.
-
-    pin: is given the descriptors of the objects. pinned: look first whether the pages are there already.
-    Raises CorruptError for a pack that is not what its manifest says.
-    """
-    with opened(pack) as source:
-        boot = open_boot_pack(pack, source)
-        if pinned and _is_cached(boot, objects):
-            return Report(len(boot.frames), len(boot.frames), len(boot.objects), kept=True)
-        report = _Push(boot, pack, source, objects, fuse).run(pin)
-        source.keep()
-        return report
-
-
-class Source(Protocol):
-    """The bytes of a boot pack, in order."""
-
-    def read(self, offset: int, size: int) -> bytes: ...
-    def keep(self) -> None:
-        """All were read: what came from far away may stay here."""
-
-
-class _File:
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def read(self, offset: int, size: int) -> bytes:
-        return os.pread(self._fd, size, offset)
-
-    def keep(self) -> None:
-        """It is here."""
-
-
-@contextmanager
-def opened(pack: BootPackFile) -> Iterator[Source]:
-    """Where the boot pack is."""
-    if pack.fd >= 0:
-        yield _File(pack.fd)
-        return
-    from lazyfs.stream import Stream
-
-    with Stream(pack) as stream:
-        yield stream
-
-
-def open_boot_pack(pack: BootPackFile, source: Source) -> cext.BootPack:
-    """By its verified head. Raises CorruptError, LimitError."""
-    if pack.head_size > HEAD_MAX:
-        raise LimitError(f"boot pack {pack.digest}: got a head of {pack.head_size} bytes, want at most {HEAD_MAX}")
-    head = source.read(0, pack.head_size)
-    if cext.blake3(head) != pack.head_digest:
-        raise CorruptError(f"boot pack {pack.digest}: got a head of another hash")
-    boot = cext.BootPack(head)
-    if pack.fd < 0 and (size := pack.head_size + sum(packed for packed, _ in boot.frames)) != pack.size:
-        raise CorruptError(f"boot pack {pack.digest}: got frames to byte {size}, want {pack.size}")
-    return boot
-
-
-class _Push:
-    """One pass over a boot pack: this thread opens and reads, the others push."""
-
-    def __init__(self, boot: cext.BootPack, pack: BootPackFile, source: Source, objects: int, fuse: int) -> None:
-        self._boot = boot
-        self._pack = pack
-        self._source = source
-        self._objects = objects
-        self._fuse = fuse
-        self._frames: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
-        self._room = threading.Semaphore(AHEAD)
-        self._lock = threading.Lock()
-        self._stored = 0  # guarded by _lock
-        self._done = 0  # guarded by _lock
-        self._progress: list[tuple[float, int]] = []  # guarded by _lock
-        self._error: Exception | None = None  # guarded by _lock; the first
-
-    def run(self, pin: Callable[[list[int]], None]) -> Report:
-        threads = [threading.Thread(target=self._store) for _ in range(THREADS)]
-        for thread in threads:
-            thread.start()
-        pins: list[int] = []
-        try:
-            self._feed(pins)
-        finally:
-            for _ in threads:
-                self._frames.put(None)
-            for thread in threads:
-                thread.join()
-        pin(pins)
-        if self._error is not None:
-            raise self._error
-        step = max(1, len(self._progress) // PROGRESS_MAX)
-        progress = tuple(self._progress[::step])
-        return Report(self._done, len(self._boot.frames), len(pins), self._stored, progress=progress)
-
-    def _feed(self, pins: list[int]) -> None:
-        ids, placed, offset = self._boot.objects, 0, self._pack.head_size
-        for number, (size, reach) in enumerate(self._boot.frames):
-            while placed < reach:  # before the frame is waited for
-                self._place(placed, ids[placed].hex(), pins)
-                placed += 1
-            data = self._source.read(offset, size)
-            offset += size
-            self._room.acquire()
-            if self._error is not None:
-                return
-            self._frames.put((number, data))
-
-    def _place(self, row: int, name: str, pins: list[int]) -> None:
-        try:
-            fd = os.open(f"{name[:2]}/{name[2:]}", _OPEN, dir_fd=self._objects)
-        except OSError:
-            return  # its readers will learn why
-        pins.append(fd)
-        found = os.fstat(fd)
-        self._boot.place(row, found.st_ino, found.st_size)
-
-    def _store(self) -> None:
-        while (item := self._frames.get()) is not None:
-            try:
-                stored = self._boot.store(self._fuse, *item)
-            except (OnesecError, OSError) as error:
-                with self._lock:
-                    self._error = self._error or error
-            else:
-                with self._lock:
-                    self._stored += stored
-                    self._done += 1
-                    self._progress.append((time.monotonic(), self._stored))
-            self._room.release()
-
-
-def _is_cached(boot: cext.BootPack, objects: int) -> bool:
-    """Whether the pages of an earlier start are still there, by a sample over the whole pack."""
-    runs, ids = boot.runs, boot.objects
-    for at in range(0, len(runs), max(1, len(runs) // _SAMPLES)):
-        row, offset, length = runs[at]
-        name = ids[row].hex()
-        try:
-            fd = os.open(f"{name[:2]}/{name[2:]}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=objects)
-        except OSError:
-            return False
-        try:
-            found = cext.cached(fd, offset, length)
-        finally:
-            os.close(fd)
-        if found is None or found < length:
-            return False
-    return True

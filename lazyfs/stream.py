@@ -11,7 +11,7 @@ import os
 import threading
 from contextlib import suppress
 
-from cext.errors import CorruptError
+from cext.errors import ClosedError, CorruptError
 from cext.fetch import Fetcher
 from lazyfs.prefill import BootPackFile
 from lazyfs.remote import proxies_for
@@ -20,16 +20,15 @@ SPAN = 1 << 20
 FLIGHTS = 12
 """Requests under way: at 10 Gbit/s and 2 ms a span is on the wire for less than a round trip."""
 
-BEHIND = 4
-"""Spans that stay for a reader that looks back; it never does so further."""
+WINDOW = 96
+"""Spans that are asked for beyond the first that is wanted: what a start that has no mount yet can run ahead."""
 
-_WINDOW = BEHIND + 2 * FLIGHTS  # spans that are asked for beyond the first that is wanted
 _TIMEOUT_S = 120.0
 _ORIGIN = 1
 
 
 class Stream:
-    """One pass over a remote blob, from its beginning to its end."""
+    """One pass over a remote blob, from its beginning to its end. One thread reads."""
 
     def __init__(self, pack: BootPackFile) -> None:
         self._pack = pack
@@ -41,8 +40,9 @@ class Stream:
         self._floor = 0  # guarded by _changed: the first span that is still wanted
         self._spans: dict[int, bytes] = {}  # guarded by _changed
         self._error: Exception | None = None  # guarded by _changed; the first
-        self._copy = -1  # a file without a name, owned
-        self._written = 0  # spans that are in it
+        self._saving = threading.Lock()  # taken before _changed
+        self._copy = -1  # a file without a name, owned; written under _saving
+        self._written = 0  # guarded by _changed: spans that are in it
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Stream:
@@ -67,33 +67,37 @@ class Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._next = self._count
-            self._floor = self._count
-            self._changed.notify_all()
+        self.stop()
         self._fetcher.close()
         for thread in self._threads:
             thread.join()
         if self._copy >= 0:
             os.close(self._copy)
 
-    def read(self, offset: int, size: int) -> bytes:
+    def stop(self) -> None:
+        """Nothing more is asked for; a read that waits fails."""
+        with self._changed:
+            self._next = self._count
+            self._error = self._error or ClosedError(f"boot pack {self._pack.digest}: nobody wants the rest")
+            self._changed.notify_all()
+
+    def read(self, offset: int, size: int) -> bytes | memoryview:
         """Exactly size bytes. Waits for them. Offsets grow from call to call."""
         if offset + size > self._pack.size:
             raise CorruptError(f"boot pack {self._pack.digest}: got a frame beyond its end")
         first, last = offset // SPAN, (offset + size - 1) // SPAN
-        data = b"".join(self._span(number) for number in range(first, last + 1))
-        self._save(first)
         start = offset - first * SPAN
-        return data[start : start + size]
+        if first == last:
+            return memoryview(self._span(first))[start : start + size]
+        return b"".join(self._span(number) for number in range(first, last + 1))[start : start + size]
 
     def keep(self) -> None:
-        """Gives the blob its name in the layout, if all of it is right."""
+        """Gives the blob its name in the layout, if all of it is right. All of it has to be read."""
         if self._copy < 0:
             return
         import hashlib
 
-        self._save(self._count)
+        self._save()
         with open(os.dup(self._copy), "rb") as file:
             file.seek(0)
             if hashlib.file_digest(file, "sha256").digest() != self._digest:
@@ -106,8 +110,9 @@ class Stream:
 
     def _span(self, number: int) -> bytes:
         with self._changed:
-            if self._floor < number - BEHIND:  # what is wanted next is asked for, however much is read in one piece
-                self._floor = number - BEHIND
+            if self._floor < number:  # what is wanted next is asked for, however much is read in one piece
+                self._floor = number
+                self._forget()
                 self._changed.notify_all()
             self._changed.wait_for(lambda: number in self._spans or self._error is not None)
             if number not in self._spans:
@@ -115,25 +120,33 @@ class Stream:
                 raise self._error
             return self._spans[number]
 
-    def _save(self, before: int) -> None:
-        """Copies the spans below `before`, which are all here, and forgets those that nobody looks at again."""
-        while self._written < before:
-            if self._copy >= 0:
+    def _forget(self) -> None:
+        """What was read and is in the copy."""
+        for number in [number for number in self._spans if number < min(self._floor, self._written)]:
+            del self._spans[number]
+
+    def _save(self) -> None:
+        """Copies what is here, in order: the file is as long as what of the blob is here without a gap."""
+        with self._saving:
+            while True:
+                with self._changed:
+                    self._forget()
+                    view = memoryview(self._spans.get(self._written, b""))
+                if not view:
+                    return
                 try:
-                    view = memoryview(self._span(self._written))
-                    while view:
+                    while view and self._copy >= 0:
                         view = view[os.write(self._copy, view) :]
-                except OSError:
+                except OSError:  # a full disk: what was fetched is used all the same
                     os.close(self._copy)
                     self._copy = -1
-            self._written += 1
-            with self._changed:
-                self._spans.pop(self._written - 1 - BEHIND, None)
+                with self._changed:
+                    self._written += 1
 
     def _fetch(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._next < self._floor + _WINDOW or self._next >= self._count)
+                self._changed.wait_for(lambda: self._next < self._floor + WINDOW or self._next >= self._count)
                 number = self._next
                 if number >= self._count or self._error is not None:
                     return
@@ -156,3 +169,4 @@ class Stream:
             with self._changed:
                 self._spans[number] = data
                 self._changed.notify_all()
+            self._save()

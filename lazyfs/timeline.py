@@ -20,7 +20,8 @@ from cext.errors import OnesecError
 from cext.record import replace
 from lazyfs.index.erofs import ErofsReader
 from lazyfs.objects import Attachment
-from lazyfs.prefill import BootPackFile, Report, open_boot_pack, opened
+from lazyfs.prefill import BootPackFile, Report
+from lazyfs.pusher import open_boot_pack, opened
 
 READS_MAX = 2000
 """Kept of a start, the slowest."""

@@ -15,7 +15,7 @@ from cext.record import Record
 from lazyfs.mount import Lowers
 from lazyfs.object_mount import FAR_READ_AHEAD_KB, READ_AHEAD_KB, set_read_ahead
 from lazyfs.objects import Attachment, attach, sources
-from lazyfs.prefill import BootPackFile, Prefill, start
+from lazyfs.prefill import Ahead, BootPackFile, Prefill, start
 from onesec.config import Config
 from registry.errors import MissingImageError
 from registry.image import OpenedImage, open_image, require_packs
@@ -83,8 +83,9 @@ def boot_pack_file(
 
 
 @contextmanager
-def prefilled(served: ServedImage) -> Iterator[Prefill | None]:
-    """Has the image's boot pack, if it has one, pushed into the page cache while the block runs.
+def prefilled(served: ServedImage, ahead: Ahead | None = None) -> Iterator[Prefill | None]:
+    """Has the image's boot pack, if it has one, pushed into the page cache while the block runs. ahead: by that one, if
+    it streams it already.
 
     A pusher that is still at work at its end goes on if the pages have a future, that is if the server lingers.
     """
@@ -92,7 +93,7 @@ def prefilled(served: ServedImage) -> Iterator[Prefill | None]:
         if pack is None:
             yield None
             return
-        prefill = start(served.attachment, pack)
+        prefill = start(served.attachment, pack, ahead)
         try:
             yield prefill
         finally:
@@ -116,9 +117,9 @@ def opened_image(reference: str, config: Config, *, whole: bool = False) -> Open
     return image
 
 
-def found_image(reference: str, config: Config) -> tuple[OpenedImage, tuple[Source, ...]]:
+def found_image(reference: str, config: Config, ahead: Ahead | None = None) -> tuple[OpenedImage, tuple[Source, ...]]:
     """Opens and verifies an image; one of a registry that this host has never seen is looked up there first, and then
-    it is known where the rest of it is. The caller closes it.
+    it is known where the rest of it is. The caller closes it. ahead: gets its boot pack meanwhile.
     """
     layout = Layout.open(config.root)
     name = Reference.parse(reference)
@@ -132,9 +133,11 @@ def found_image(reference: str, config: Config) -> tuple[OpenedImage, tuple[Sour
         for _ in range(_TRIES):
             with suppress(MissingImageError):
                 return open_image(layout, name), places  # at once, if another start was faster
+            if ahead is not None:
+                ahead.fork()
             from onesec.remote import pull_for_start  # trio and httpx, which an image that is known need not wait for
 
-            places = pull_for_start(name, config)
+            places = pull_for_start(name, config, ahead)
         return open_image(layout, name), places
 
 

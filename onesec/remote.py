@@ -15,11 +15,13 @@ from typing import TypeVar
 import trio
 
 from lazyfs.fetch_credentials import bundle
+from lazyfs.prefill import Ahead, BootPackFile
 from lazyfs.remote import Source
 from onesec.config import Config
 from registry import credentials
 from registry.client import Client, Location
 from registry.layout import Layout
+from registry.model import Descriptor, Manifest
 from registry.origin import HostSettings, origin_of
 from registry.reference import Reference
 from registry.session import Surroundings
@@ -58,26 +60,42 @@ class _Silent:
     def advance(self, size: int = 0) -> None: ...
 
 
-def pull_for_start(reference: Reference, config: Config) -> tuple[Source, ...]:
-    """Fetches what a start needs of an image that this host has never seen, and gives it its own name here.
+def pull_for_start(reference: Reference, config: Config, ahead: Ahead | None = None) -> tuple[Source, ...]:
+    """Fetches what a start needs of an image that this host has never seen, and gives it its own name here. ahead: gets
+    its boot pack meanwhile.
 
     Where the registry has the rest, for requests of this process's children; nothing for an image without a boot pack.
     """
     layout = Layout.open(config.root)
+    known = hosts(config)
     name = reference.name
     if reference.tag is None and reference.digest is not None:  # it must not become what `latest` means
         name = f"{reference.repository}:{str(reference.digest).replace(':', '-')}"
 
-    async def work(client: Client) -> list[Location]:
+    async def work(client: Client) -> tuple[Source, ...]:
         repository = client.repository(reference)
-        pulled = await pull_image(layout, repository, _Silent(), name=Reference.parse(name), amount="start")
-        boot = pulled.manifest.boot_pack
-        return [] if boot is None else await repository.blob_sources(boot)
+        places: list[Source] = []
+
+        async def locate(boot: Descriptor) -> None:
+            places.extend(_source(one, known) for one in await repository.blob_sources(boot))
+            if ahead is not None and not layout.has(boot):
+                directory = layout.open_blobs()
+                try:
+                    ahead.stream(BootPackFile(-1, str(boot.digest), *boot.head, boot.size, None, directory), places)
+                finally:
+                    os.close(directory)
+
+        async with trio.open_nursery() as nursery:
+
+            def found(manifest: Manifest) -> None:
+                if manifest.boot_pack is not None:
+                    nursery.start_soon(locate, manifest.boot_pack)
+
+            await pull_image(layout, repository, _Silent(), name=Reference.parse(name), amount="start", found=found)
+        return tuple(places)
 
     with layout.writing():
-        locations = with_client(config, work)
-    known = hosts(config)
-    return tuple(_source(one, known) for one in locations)
+        return with_client(config, work)
 
 
 def _source(location: Location, known: Mapping[str, HostSettings]) -> Source:

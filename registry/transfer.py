@@ -119,12 +119,23 @@ _START = (EROFS, TABLES)
 
 
 async def pull_image(
-    layout: Layout, repository: Repository, report: Report, *, name: Reference, amount: Amount = "index"
+    layout: Layout,
+    repository: Repository,
+    report: Report,
+    *,
+    name: Reference,
+    amount: Amount = "index",
+    found: Callable[[Manifest], None] | None = None,
 ) -> Pulled:
-    """Fetches an image, as much of it as amount says, and gives it a name. Call it inside `layout.writing()`."""
+    """Fetches an image, as much of it as amount says, and gives it a name. Call it inside `layout.writing()`.
+
+    found: is told the manifest before anything else is asked for.
+    """
     reference = repository.reference
     report.stage(f"looking up {reference}")
     manifest = (await repository.resolve()).require_image()
+    if found is not None:
+        found(manifest)
     blobs = distinct(manifest.blobs)
     large = {one.digest for one in manifest.lazy}
     if amount == "start":

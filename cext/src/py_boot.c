@@ -1,8 +1,11 @@
-/* cext.BootPack: os_boot.h for Python. store() may be called from several threads: each call brings its own buffers. */
+/* cext.BootPack: os_boot.h for Python. decode() and store() may be called from several threads: each call brings its
+ * own buffers. */
 #define _GNU_SOURCE
 #include "py_common.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -17,7 +20,8 @@ typedef struct boot_pack {
     PyObject_HEAD uint8_t *head; /* owned */
     os_boot boot;                /* views head */
     uint32_t *first_run;         /* owned: of each frame */
-    os_boot_place *places;       /* owned: of each object; written under the GIL before the first store */
+    uint32_t *reach;             /* owned: of each frame, the objects that it and those before it need */
+    os_boot_place *places;       /* owned: of each object; written before the frames that it is part of are stored */
 } boot_pack;
 
 static void finalize(PyObject *object) {
@@ -25,6 +29,7 @@ static void finalize(PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
     PyMem_RawFree(self->head);
     PyMem_RawFree(self->first_run);
+    PyMem_RawFree(self->reach);
     PyMem_RawFree(self->places);
     type->tp_free(object);
     Py_DECREF(type);
@@ -48,12 +53,15 @@ static os_code open_head(boot_pack *self, const void *packed, size_t packed_size
     if (code != OS_OK)
         return code;
     self->first_run = PyMem_RawCalloc((size_t)self->boot.frame_count + 1, sizeof *self->first_run);
+    self->reach = PyMem_RawCalloc((size_t)self->boot.frame_count + 1, sizeof *self->reach);
     self->places = PyMem_RawCalloc((size_t)self->boot.object_count + 1, sizeof *self->places);
-    if (self->first_run == NULL || self->places == NULL)
+    if (self->first_run == NULL || self->reach == NULL || self->places == NULL)
         return os_fail(failure, OS_MEMORY, "boot pack: no memory");
-    for (uint32_t frame = 0, run = 0; frame < self->boot.frame_count; frame++) {
+    for (uint32_t frame = 0, run = 0, reach = 0; frame < self->boot.frame_count; frame++) {
         self->first_run[frame] = run;
-        run += self->boot.frame_runs[frame];
+        for (uint32_t end = run + self->boot.frame_runs[frame]; run < end; run++)
+            reach = self->boot.run_object[run] >= reach ? self->boot.run_object[run] + 1 : reach;
+        self->reach[frame] = reach;
     }
     return OS_OK;
 }
@@ -97,14 +105,11 @@ static PyObject *objects(PyObject *object, void *unused) {
 }
 
 static PyObject *frames(PyObject *object, void *unused) {
-    const os_boot *boot = &((boot_pack *)object)->boot;
+    const boot_pack *self = (boot_pack *)object;
     (void)unused;
-    PyObject *out = PyTuple_New(boot->frame_count);
-    uint32_t run = 0, reach = 0;
-    for (uint32_t frame = 0; out != NULL && frame < boot->frame_count; frame++) {
-        for (uint32_t end = run + boot->frame_runs[frame]; run < end; run++)
-            reach = boot->run_object[run] >= reach ? boot->run_object[run] + 1 : reach;
-        PyObject *one = Py_BuildValue("II", boot->frame_packed[frame], reach);
+    PyObject *out = PyTuple_New(self->boot.frame_count);
+    for (uint32_t frame = 0; out != NULL && frame < self->boot.frame_count; frame++) {
+        PyObject *one = Py_BuildValue("II", self->boot.frame_packed[frame], self->reach[frame]);
         if (one == NULL)
             Py_CLEAR(out);
         else
@@ -135,15 +140,109 @@ static PyObject *total(PyObject *object, void *unused) {
 
 /* ---------------------------------------------------------------------- pushing */
 
+/* Opens objects by their names below directory and notes where their pages go. Returns how many there are. */
+static uint32_t open_objects(boot_pack *self, int directory, uint32_t first, uint32_t end, int *fds) {
+    static const char digits[] = "0123456789abcdef";
+    uint32_t count = 0;
+    for (uint32_t row = first; row < end; row++) {
+        const uint8_t *id = self->boot.object_id + (size_t)row * OS_ID_SIZE;
+        char name[2 * OS_ID_SIZE + 2], *to = name;
+        struct stat found;
+        for (unsigned at = 0; at < OS_ID_SIZE; at++) {
+            if (at == 1)
+                *to++ = '/';
+            *to++ = digits[id[at] >> 4];
+            *to++ = digits[id[at] & 15];
+        }
+        *to = '\0';
+        int fd = openat(directory, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        if (fd < 0)
+            continue; /* its readers will learn why */
+        fds[count++] = fd;
+        if (fstat(fd, &found) == 0)
+            self->places[row] = (os_boot_place){.node = found.st_ino, .size = (uint64_t)found.st_size};
+    }
+    return count;
+}
+
 static PyObject *place(PyObject *object, PyObject *args) {
     boot_pack *self = (boot_pack *)object;
-    unsigned long long row, node, size;
-    if (!PyArg_ParseTuple(args, "KKK", &row, &node, &size))
+    int directory;
+    unsigned long long first, end;
+    if (!PyArg_ParseTuple(args, "iKK", &directory, &first, &end))
         return NULL;
-    if (row >= self->boot.object_count)
-        return PyErr_Format(PyExc_IndexError, "boot pack: got object %llu, want below %u", row,
+    if (first > end || end > self->boot.object_count)
+        return PyErr_Format(PyExc_IndexError, "boot pack: got objects %llu to %llu, want them below %u", first, end,
                             self->boot.object_count);
-    self->places[row] = (os_boot_place){.node = node, .size = size};
+    int *fds = PyMem_RawMalloc((size_t)(end - first + 1) * sizeof *fds);
+    if (fds == NULL)
+        return PyErr_NoMemory();
+    uint32_t count, taken = 0;
+    Py_BEGIN_ALLOW_THREADS;
+    count = open_objects(self, directory, (uint32_t)first, (uint32_t)end, fds);
+    Py_END_ALLOW_THREADS;
+    PyObject *out = PyList_New(count);
+    for (; out != NULL && taken < count; taken++) {
+        PyObject *one = PyLong_FromLong(fds[taken]);
+        if (one == NULL) {
+            Py_CLEAR(out);
+            break;
+        }
+        PyList_SET_ITEM(out, taken, one);
+    }
+    for (uint32_t at = 0; out == NULL && at < count; at++)
+        close(fds[at]);
+    PyMem_RawFree(fds);
+    return out;
+}
+
+/* The frame's row, or an exception. */
+static int row_of(const boot_pack *self, unsigned long long frame, uint32_t *row) {
+    if (frame >= self->boot.frame_count) {
+        PyErr_Format(PyExc_IndexError, "boot pack: got frame %llu, want below %u", frame, self->boot.frame_count);
+        return -1;
+    }
+    *row = (uint32_t)frame;
+    return 0;
+}
+
+static PyObject *reach(PyObject *object, PyObject *argument) {
+    const boot_pack *self = (boot_pack *)object;
+    unsigned long long frame = PyLong_AsUnsignedLongLong(argument);
+    uint32_t row = 0;
+    if ((frame == (unsigned long long)-1 && PyErr_Occurred()) || row_of(self, frame, &row) < 0)
+        return NULL;
+    return PyLong_FromUnsignedLong(self->reach[row]);
+}
+
+static PyObject *decode(PyObject *object, PyObject *args) {
+    boot_pack *self = (boot_pack *)object;
+    unsigned long long frame;
+    uint32_t row = 0;
+    Py_buffer data, plain;
+    os_failure failure = {0};
+    os_code code = OS_OK;
+    if (!PyArg_ParseTuple(args, "Ky*w*", &frame, &data, &plain))
+        return NULL;
+    if (row_of(self, frame, &row) == 0 && (size_t)plain.len < self->boot.frame_plain[row]) {
+        PyErr_Format(PyExc_ValueError, "boot pack: got room for %zd bytes, want %u", plain.len,
+                     self->boot.frame_plain[row]);
+    } else if (!PyErr_Occurred()) {
+        Py_BEGIN_ALLOW_THREADS;
+        ZSTD_DCtx *zstd = ZSTD_createDCtx();
+        if (zstd == NULL)
+            code = os_fail(&failure, OS_MEMORY, "boot pack: no memory");
+        else
+            code = os_boot_decode(&self->boot, row, data.buf, (size_t)data.len, zstd, plain.buf, &failure);
+        ZSTD_freeDCtx(zstd);
+        Py_END_ALLOW_THREADS;
+        if (code != OS_OK)
+            os_py_raise(&failure);
+    }
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&plain);
+    if (PyErr_Occurred())
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -151,33 +250,25 @@ static PyObject *store(PyObject *object, PyObject *args) {
     boot_pack *self = (boot_pack *)object;
     int fuse;
     unsigned long long frame;
-    Py_buffer data;
-    if (!PyArg_ParseTuple(args, "iKy*", &fuse, &frame, &data))
-        return NULL;
-    if (frame >= self->boot.frame_count) {
-        PyBuffer_Release(&data);
-        return PyErr_Format(PyExc_IndexError, "boot pack: got frame %llu, want below %u", frame,
-                            self->boot.frame_count);
-    }
-    os_failure failure = {0};
-    os_code code;
+    uint32_t row = 0;
     uint64_t stored = 0;
-    uint32_t row = (uint32_t)frame;
-    Py_BEGIN_ALLOW_THREADS;
-    uint8_t *plain = PyMem_RawMalloc(OS_BOOT_FRAME_MAX);
-    ZSTD_DCtx *zstd = ZSTD_createDCtx();
-    if (plain == NULL || zstd == NULL)
-        code = os_fail(&failure, OS_MEMORY, "boot pack: no memory");
-    else
-        code = os_boot_decode(&self->boot, row, data.buf, (size_t)data.len, zstd, plain, &failure);
-    if (code == OS_OK)
-        code = os_boot_store(&self->boot, row, self->first_run[row], plain, self->places, fuse, &os_env_system, &stored,
-                             &failure);
-    ZSTD_freeDCtx(zstd);
-    PyMem_RawFree(plain);
-    Py_END_ALLOW_THREADS;
-    PyBuffer_Release(&data);
-    return code == OS_OK ? PyLong_FromUnsignedLongLong(stored) : os_py_raise(&failure);
+    Py_buffer plain;
+    os_failure failure = {0};
+    os_code code = OS_OK;
+    if (!PyArg_ParseTuple(args, "iKy*", &fuse, &frame, &plain))
+        return NULL;
+    if (row_of(self, frame, &row) == 0 && (size_t)plain.len < self->boot.frame_plain[row]) {
+        PyErr_Format(PyExc_ValueError, "boot pack: got %zd bytes, want %u", plain.len, self->boot.frame_plain[row]);
+    } else if (!PyErr_Occurred()) {
+        Py_BEGIN_ALLOW_THREADS;
+        code = os_boot_store(&self->boot, row, self->first_run[row], plain.buf, self->places, fuse, &os_env_system,
+                             &stored, &failure);
+        Py_END_ALLOW_THREADS;
+        if (code != OS_OK)
+            os_py_raise(&failure);
+    }
+    PyBuffer_Release(&plain);
+    return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(stored);
 }
 
 /* cached(fd, offset, length): bytes of a file that are in the page cache; None where the kernel (before 6.5) cannot
@@ -202,9 +293,14 @@ static PyObject *cached(PyObject *module, PyObject *args) {
 }
 
 static PyMethodDef methods[] = {
-    {"place", place, METH_VARARGS, "place(row, node, size): where an object's pages go. Not placed: left out."},
+    {"place", place, METH_VARARGS,
+     "place(directory, first, end) -> O_PATH descriptors: opens these objects in an object mount, whose pages go there "
+     "from now on. What cannot be opened is left out."},
+    {"reach", reach, METH_O, "reach(frame) -> the number of objects that have to be placed before it is stored."},
+    {"decode", decode, METH_VARARGS,
+     "decode(frame, data, plain): verifies a frame's bytes and decodes them into plain. Any thread."},
     {"store", store, METH_VARARGS,
-     "store(fuse, frame, data) -> bytes pushed: verifies a frame, decodes it and pushes its pages. Any thread."},
+     "store(fuse, frame, plain) -> bytes pushed: the pages of a decoded frame. Any thread."},
     {NULL, NULL, 0, NULL},
 };
 

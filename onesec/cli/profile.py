@@ -24,8 +24,8 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     options = run_command.parse_options(arguments, dict(os.environ), terminal=os.isatty(0) and os.isatty(1))
     from lazyfs import container, profile
     from lazyfs.bootpack import merged, pages_of
-    from lazyfs.prefill import open_boot_pack, opened
     from lazyfs.probe import probe
+    from lazyfs.pusher import open_boot_pack, opened
     from lazyfs.runtime_config import image_config
     from onesec.images import boot_pack_file
     from registry.image import open_image, put_boot_pack, require_packs

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
 from cext.errors import OnesecError, UsageError
@@ -40,16 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, config: Config) -> int:
     options = parse_options(arguments, dict(os.environ), terminal=os.isatty(0) and os.isatty(1))
     from lazyfs import container
+    from lazyfs.prefill import Ahead
     from lazyfs.probe import probe
     from onesec.images import found_image, prefilled, serve
 
     story = _story(arguments.timeline)
     probe().require()
-    image, places = found_image(arguments.reference, config)
-    with image:
+    with ExitStack() as stack:
+        ahead = stack.enter_context(Ahead())
+        image, places = found_image(arguments.reference, config, ahead)
+        stack.enter_context(image)
         story.mark("index")
         try:
-            with serve(image, config, places) as served, prefilled(served) as prefill:
+            with serve(image, config, places) as served, prefilled(served, ahead) as prefill:
                 story.attached(served)
                 status = container.run(
                     served.lowers,

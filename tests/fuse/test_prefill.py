@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
+import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ import pytest
 import cext
 from cext.errors import CorruptError, LimitError
 from cext.record import replace
-from lazyfs import objects, prefill, profile
+from lazyfs import objects, prefill, profile, pusher
 from lazyfs.bootpack import PAGE, BootPackBytes, Page
 from lazyfs.objects import Attachment
 from lazyfs.remote import Source
@@ -91,10 +93,13 @@ def profiled(made: ObjectSet, path: Path) -> tuple[list[Page], BootPackBytes]:
 
 @contextmanager
 def boot_file(pack: BootPackBytes, path: Path, frames: bytes | None = None) -> Iterator[prefill.BootPackFile]:
-    path.write_bytes(pack.head + (pack.frames if frames is None else frames))
+    blob = pack.head + (pack.frames if frames is None else frames)
+    path.write_bytes(blob)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield prefill.BootPackFile(fd, "test", cext.blake3(pack.head), len(pack.head))
+        yield prefill.BootPackFile(
+            fd, f"sha256:{hashlib.sha256(blob).hexdigest()}", cext.blake3(pack.head), len(pack.head)
+        )
     finally:
         os.close(fd)
 
@@ -107,9 +112,9 @@ def pushed(attachment: Attachment, file: prefill.BootPackFile) -> prefill.Report
     how = attachment.boot(file.digest)
     pins: list[int] = []
     try:
-        return prefill.push(file, attachment.objects, how.connection, pins.extend)
+        target = prefill.Target(attachment.objects, how.connection, pins.extend, attachment.pushing.pushed)
+        return pusher.push(file, target)
     finally:
-        attachment.pushed()
         for fd in (how.connection, *pins):
             os.close(fd)
 
@@ -167,7 +172,7 @@ def test_one_start_of_several_pushes_and_the_next_when_that_one_dies(made: Objec
             assert not how.busy
             assert prefill.start(survivor, file) is None
         eventually(lambda: not is_busy(survivor, file.digest))
-        survivor.pushed()
+        survivor.pushing.pushed()
         again = prefill.start(survivor, file)
         assert again is not None
         report = again.wait(10)
@@ -194,7 +199,7 @@ def test_a_pusher_that_dies_is_followed_by_the_next_start_although_its_client_li
             assert prefill.start(second, file) is None
             os.kill(pusher.process, signal.SIGKILL)
             eventually(lambda: pusher.wait(0) is None and not is_busy(second, file.digest))
-            second.pushed()
+            second.pushing.pushed()
             again = prefill.start(second, file)
             assert again is not None
             report = again.wait(10)
@@ -254,8 +259,8 @@ def test_another_head_than_the_manifest_s_is_refused(made: ObjectSet, tmp_path: 
     _, pack = profiled(made, tmp_path)
     with boot_file(pack, tmp_path / "pack") as file:
         other = prefill.BootPackFile(file.fd, "test", bytes(32), file.head_size)
-        with prefill.opened(other) as source, pytest.raises(CorruptError, match="head of another hash"):
-            prefill.open_boot_pack(other, source)
+        with pusher.opened(other) as source, pytest.raises(CorruptError, match="head of another hash"):
+            pusher.open_boot_pack(other, source)
 
 
 def test_objects_that_the_image_does_not_have_are_left_out(made: ObjectSet, tmp_path: Path) -> None:
@@ -336,10 +341,10 @@ def test_a_head_longer_than_the_window_of_requests_comes_and_memory_has_a_limit(
             return prefill.BootPackFile(-1, digest, cext.blake3(blob[:head]), head, len(blob), lambda: place)
 
         whole = file(len(blob))
-        with prefill.opened(whole) as source:
+        with pusher.opened(whole) as source:
             assert source.read(0, len(blob)) == blob
-        with prefill.opened(whole) as source, pytest.raises(LimitError, match="got a head of"):
-            prefill.open_boot_pack(replace(whole, head_size=1 << 30), source)
+        with pusher.opened(whole) as source, pytest.raises(LimitError, match="got a head of"):
+            pusher.open_boot_pack(replace(whole, head_size=1 << 30), source)
 
 
 def test_bytes_behind_the_last_frame_are_refused(made: ObjectSet, tmp_path: Path) -> None:
@@ -353,3 +358,107 @@ def test_bytes_behind_the_last_frame_are_refused(made: ObjectSet, tmp_path: Path
         ):
             pushed(attachment, file)
         assert os.listdir(tmp_path / "blobs") == []
+
+
+# ---------------------------------------------------------------------- ahead of its image
+
+
+@contextmanager
+def far_start(made: ObjectSet, path: Path) -> Iterator[tuple[Attachment, Origin, BootPackBytes]]:
+    """An image whose boot pack of a few spans is at an origin."""
+    with opened(made) as image, attached(image, path) as attachment:
+        pack = large_pack(made, attachment)
+    with opened(made) as image, attached(image, path) as attachment, serving() as origin:
+        yield attachment, origin, pack
+
+
+def test_a_boot_pack_is_fetched_before_its_image_is_served(made: ObjectSet, tmp_path: Path) -> None:
+    with prefill.Ahead() as ahead, far_start(made, tmp_path) as (attachment, origin, pack):
+        ahead.fork()
+        with remote_file(pack, origin, tmp_path / "blobs") as file:
+            assert not ahead.streams(file)
+            ahead.stream(file, [Source(origin.url)])
+            assert ahead.streams(file)
+            spans = -(-(len(pack.head) + len(pack.frames)) // (1 << 20))
+            eventually(lambda: len(origin.asked) == spans)
+            pusher = prefill.start(attachment, file, ahead)
+            assert pusher is not None
+            assert not ahead.streams(file), "it belongs to the start now"
+            report = pusher.wait(10)
+            pusher.close()
+        assert report is not None
+        assert (report.error, report.stored) == ("", pack.total)
+        assert len(origin.asked) == spans, "nothing came twice"
+        before = reads(attachment)
+        for name in ("large", "tail"):
+            with open(os.open(made.path(name), os.O_RDONLY, dir_fd=attachment.objects), "rb") as reader:
+                assert reader.read() == content(name)
+        assert reads(attachment) == before
+        kept = tmp_path / "blobs" / file.digest.removeprefix("sha256:")
+        assert kept.read_bytes() == pack.head + pack.frames
+
+
+def test_another_boot_pack_than_the_one_that_comes_has_a_pusher_of_its_own(made: ObjectSet, tmp_path: Path) -> None:
+    with prefill.Ahead() as ahead, far_start(made, tmp_path) as (attachment, origin, pack):
+        ahead.fork()
+        with remote_file(pack, origin, tmp_path / "blobs") as file:
+            ahead.stream(replace(file, digest="sha256:" + "0" * 64), [Source(origin.url)])
+            pusher = prefill.start(attachment, file, ahead)
+            assert pusher is not None
+            report = pusher.wait(10)
+            pusher.close()
+        assert report is not None
+        assert (report.error, report.stored) == ("", pack.total)
+
+
+def test_a_pusher_that_was_killed_ahead_of_its_image_costs_the_boot_pack_alone(made: ObjectSet, tmp_path: Path) -> None:
+    with prefill.Ahead() as ahead, far_start(made, tmp_path) as (attachment, origin, pack):
+        ahead.fork()
+        with remote_file(pack, origin, tmp_path / "blobs") as file:
+            ahead.stream(file, [Source(origin.url)])
+            os.kill(ahead.process, signal.SIGKILL)
+            ended = select.poll()
+            ended.register(ahead.report_pipe, 0)
+            assert ended.poll(10_000), "its end of the pipe is closed"
+            pusher = prefill.start(attachment, file, ahead)
+            assert pusher is not None
+            assert pusher.wait(0) is None
+            assert not is_busy(attachment, file.digest), "the next start need not wait for it"
+            pusher.stop()
+        start_of(made, attachment)
+
+
+def test_a_pusher_whose_client_goes_before_its_image_is_there_goes_too(made: ObjectSet, tmp_path: Path) -> None:
+    with far_start(made, tmp_path) as (_, origin, pack), remote_file(pack, origin, tmp_path / "blobs") as file:
+        ahead = prefill.Ahead()
+        ahead.fork()
+        ahead.stream(file, [Source(origin.url)])
+        eventually(lambda: bool(origin.asked))
+        ahead.let_go()
+        _, status = os.waitpid(ahead.process, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.parametrize("fault", [reset_midway, short_body, whole, wrong_range, flipped])
+def test_an_origin_that_lies_ahead_of_the_image_costs_the_boot_pack_never_a_byte(
+    made: ObjectSet, tmp_path: Path, fault: Fault
+) -> None:
+    with prefill.Ahead() as ahead, far_start(made, tmp_path) as (attachment, origin, pack):
+        ahead.fork()
+        with remote_file(pack, origin, tmp_path / "blobs") as file:
+            origin.fail("fault", fault, times=2)
+            ahead.stream(file, [Source(origin.url)])
+            eventually(lambda: bool(origin.met("fault")))
+            pusher = prefill.start(attachment, file, ahead)
+            assert pusher is not None
+            report = pusher.wait(20)
+            pusher.close()
+        assert report is not None
+        if fault is flipped:
+            assert "got" in report.error
+            assert os.listdir(tmp_path / "blobs") == []
+        else:
+            assert (report.error, report.stored) == ("", pack.total)
+        for name in ("large", "tail"):
+            with open(os.open(made.path(name), os.O_RDONLY, dir_fd=attachment.objects), "rb") as reader:
+                assert reader.read() == content(name)

@@ -26,7 +26,7 @@ def test_an_image_whose_name_is_removed_before_it_is_opened_is_brought_again_but
 ) -> None:
     brought: list[str] = []
 
-    def pull(reference: Reference, _: Config) -> tuple[Source, ...]:
+    def pull(reference: Reference, *_: object) -> tuple[Source, ...]:
         brought.append(str(reference))
         return ()
 
