@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 
@@ -23,7 +23,8 @@ class Want:
 class Figure:
     """One figure: the median of its samples, and the lowest and highest of them.
 
-    reference: what it was compared with in the same run, empty if it stands alone.
+    reference: what it was compared with in the same run, empty if it stands alone. subject, measure: whose it is and of
+    what, where several have the same measures: the page lays them out as a table.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Figure:
     unit: str
     reference: str = ""
     want: Want | None = None
+    subject: str = ""
+    measure: str = ""
 
     @property
     def met(self) -> bool | None:
@@ -56,6 +59,14 @@ def figure(name: str, samples: Sequence[float], unit: str, *, reference: str = "
     if not samples:
         raise ValueError(f"{name}: got no samples")
     return Figure(name, statistics.median(samples), min(samples), max(samples), len(samples), unit, reference, want)
+
+
+def figure_of(
+    subject: str, measure: str, samples: Sequence[float], unit: str, *, reference: str = "", want: Want | None = None
+) -> Figure:
+    """One contender's share of a measure that others have as well."""
+    found = figure(f"{subject}, {measure}", samples, unit, reference=reference, want=want)
+    return replace(found, subject=subject, measure=measure)
 
 
 def ratios(ours: Sequence[float], reference: Sequence[float]) -> list[float]:

@@ -17,16 +17,17 @@ from pathlib import Path
 
 from benchmarks.macro import native, oci
 from benchmarks.macro.harness import missing
-from benchmarks.macro.origin import Origin, offer_oci
+from benchmarks.macro.origin import Origin, offer, offer_oci
 from benchmarks.macro.scenario import Place
 from benchmarks.macro.services import Service, unmount_below
-from benchmarks.macro.sources import Source
+from benchmarks.macro.sources import Source, tiny
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
     """commands: the pull, then the run. state: directories that hold what was fetched; gone means the host is empty.
-    daemons: writes their configuration and says how to start what has to be up. environment: of all of them.
+    daemons: writes their configuration and says how to start what has to be up. environment: of all of them. warm: run
+    after the page cache was dropped, before the clock starts.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Peer:
     state: Sequence[Path]
     daemons: Callable[[], Sequence[Service]] = tuple
     environment: Mapping[str, str] = field(default_factory=dict)
+    warm: Sequence[Sequence[str]] = ()
 
     def forget(self) -> None:
         self.remove()
@@ -116,13 +118,22 @@ def podman_version() -> int:
 
 
 def onesec(place: Place, found: Origin, source: Source) -> list[Peer]:
-    """Ours: run by its name at the registry, with a boot pack and without; and everything fetched before the start."""
+    """Ours: run by its name at the registry, with a boot pack and without; with one after another container has just
+    started on this host, so that onesec's own programs are in memory; and everything fetched before the start.
+    """
     peers = []
     volume, workload = ("-v", f"{first()}:{FIRST}:ro"), (FIRST, *source.workload)
-    for name, what in (("boot pack", "boot"), ("no boot pack", "plain")):
+    other = place.path("pulled-other")
+    small = offer(place, found, tiny(place).reference)
+    warm = place.onesec("run", *volume, small, FIRST, "/bin/true", root=other, run="run-other")
+    for name, what, before in (
+        ("boot pack", "boot", []),
+        ("no boot pack", "plain", []),
+        ("boot pack, its programs in memory", "boot", [warm]),
+    ):
         root = place.path(f"pulled-{what}")
         run = place.onesec("run", *volume, f"{found.host}/{source.reference}:{what}", *workload, root=root)
-        peers.append(Peer(f"onesec, {name}", [run], [root]))
+        peers.append(Peer(f"onesec, {name}", [run], [root, other], warm=before))
     root = place.path("pulled-all")
     image = f"{found.host}/{source.reference}:plain"
     pull = place.onesec("pull", "--all", image, root=root)

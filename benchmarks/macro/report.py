@@ -32,7 +32,8 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
   padding: 1.1rem 1.3rem; margin: 1.3rem 0 }
 table { border-collapse: collapse; width: 100%; margin: .6rem 0 1rem; font-variant-numeric: tabular-nums }
 th { text-align: left; font-weight: 500; color: var(--soft); font-size: 85% } td, th { padding: .28rem .7rem .28rem 0;
-  border-bottom: 1px solid var(--line); vertical-align: baseline } td.number { white-space: nowrap; font-weight: 600 }
+  border-bottom: 1px solid var(--line); vertical-align: baseline } .number { white-space: nowrap; font-weight: 600 }
+.wide { overflow-x: auto } .subjects td { vertical-align: top; line-height: 1.3 }
 .met { color: var(--good); font-weight: 600; white-space: nowrap }
 .missed { color: var(--bad); font-weight: 600; white-space: nowrap }
 .quick { background: var(--bad); color: var(--ground); border-radius: 4px; padding: 0 .4rem; font-size: 85% }
@@ -77,7 +78,7 @@ def _section(document: Document) -> str:
     return (
         f'<section id="{_text(document["scenario"])}"><h2>{_text(document["scenario"])}{quick}</h2>'
         f'<p class="soft">{_text(document["summary"])}</p>'
-        f"{_figures(document['figures'])}{plot(document['contenders'])}"
+        f"{_figures(document['figures'])}{_by_subject(document['figures'])}{plot(document['contenders'])}"
         f"{_list([*document['notes'], *(f'{n}: left out, {why}' for n, why in document['missing'].items())])}"
         f"<small>{_text(_about(machine))}</small>"
         f"<details><summary>conditions and machine</summary><pre>{_text(details)}</pre></details></section>"
@@ -92,19 +93,51 @@ def _about(machine: Document) -> str:
 
 
 def _figures(figures: Iterable[Document]) -> str:
-    rows = "".join(map(_figure, figures))
+    rows = "".join(_figure(one) for one in figures if not one.get("subject"))
     return (
         f"<table><tr><th>figure<th>median<th>lowest – highest<th>against<th>wanted</tr>{rows}</table>" if rows else ""
     )
 
 
+def _by_subject(figures: Iterable[Document]) -> str:
+    """Those that several contenders have, as one table: a row a contender, a column a measure."""
+    cells = {(one["subject"], one["measure"]): one for one in figures if one.get("subject")}
+    if not cells:
+        return ""
+    subjects, measures = (list(dict.fromkeys(key[at] for key in cells)) for at in (0, 1))
+    rows = "".join(
+        f"<tr><td>{_text(subject)}{''.join(_cell(cells.get((subject, measure))) for measure in measures)}</tr>"
+        for subject in subjects
+    )
+    head = "".join(f"<th>{_text(measure)}" for measure in measures)
+    return f'<div class="wide"><table class="subjects"><tr><th>contender{head}</tr>{rows}</table></div>'
+
+
+def _cell(one: Document | None) -> str:
+    if one is None:
+        return "<td>"
+    wanted = _wanted(one)
+    return (
+        f'<td><span class="number">{readable(one["value"])} {_text(one["unit"])}</span>'
+        f"<br><small>{_spread(one)}{f'<br>{wanted}' if wanted else ''}</small>"
+    )
+
+
+def _wanted(one: Document) -> str:
+    if one["want"] is None:
+        return ""
+    sign = {"<=": "≤", ">=": "≥"}[one["want"]["relation"]]
+    kind, mark = ("met", "✓ met") if one["met"] else ("missed", "✗ missed")
+    return f'{sign} {readable(one["want"]["value"])} <span class="{kind}">{mark}</span>'
+
+
+def _spread(one: Document) -> str:
+    return f"{readable(one['low'])} – {readable(one['high'])}" if one["samples"] > 1 else "one run"
+
+
 def _figure(one: Document) -> str:
-    spread = f"{readable(one['low'])} – {readable(one['high'])}" if one["samples"] > 1 else "one run"
-    wanted = ""
-    if one["want"] is not None:
-        sign = {"<=": "≤", ">=": "≥"}[one["want"]["relation"]]
-        kind, mark = ("met", "✓ met") if one["met"] else ("missed", "✗ missed")
-        wanted = f'{sign} {readable(one["want"]["value"])} <span class="{kind}">{mark}</span>'
+    spread = _spread(one)
+    wanted = _wanted(one)
     return (
         f'<tr><td>{_text(one["name"])}<td class="number">{readable(one["value"])} {_text(one["unit"])}'
         f'<td class="soft">{spread}<td class="soft">{_text(one["reference"])}<td>{wanted}</tr>'

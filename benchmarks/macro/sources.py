@@ -51,7 +51,7 @@ class Source:
 def torch(place: Place) -> Source:
     """Debian with CPU torch, built by `onesec build`; quick: a shell that reads a few files."""
     if place.quick:
-        return _tiny(place)
+        return tiny(place)
     place.call(place.onesec("build", CHECKOUT / "examples/torch/image.py", "-t", "torch", "--no-boot-pack"))
     return Source("torch", _plain(place, "torch"), ("/usr/bin/python3", "-c", _script()))
 
@@ -59,7 +59,7 @@ def torch(place: Place) -> Source:
 def cuda_torch(place: Place) -> Source:
     """The same with torch's CUDA libraries, 5 GB of files; no GPU is needed for the workload."""
     if place.quick:
-        return _tiny(place)
+        return tiny(place)
     cuda(place)
     return Source("cuda", _plain(place, "cuda"), ("/usr/bin/python3", "-W", "ignore", "-c", _script()))
 
@@ -81,7 +81,7 @@ def relatives(place: Place, count: int) -> list[str]:
         for number, name in enumerate(names):
             tree = place.path(f"tree-{name}")
             if not tree.is_dir():
-                shutil.copytree(_tiny(place).plain, tree, symlinks=True)
+                shutil.copytree(tiny(place).plain, tree, symlinks=True)
                 (tree / "data/own").write_text(f"{number}\n")
             ingest(place, tree, name)
         return names
@@ -104,7 +104,8 @@ def _script() -> str:
     return script
 
 
-def _tiny(place: Place) -> Source:
+def tiny(place: Place) -> Source:
+    """A shell that reads a few files, programs of this host."""
     plain = place.path("tiny")
     if not plain.is_dir():
         made = place.path("tiny.tmp")

@@ -84,7 +84,7 @@ def _peers(
     place: Place, found: Origin, source: sources.Source, kinds: Sequence[oci.Compression]
 ) -> tuple[list[peers.Peer], dict[str, str]]:
     lazy, missing = lazy_peers.peers(place, found, source)
-    chosen = [*peers.onesec(place, found, source)[: None if kinds else 2], *lazy]
+    chosen = [*peers.onesec(place, found, source)[: None if kinds else 3], *lazy]
     for kind in kinds:
         peer = peers.podman(place, found, source, kind)
         if isinstance(peer, str):
@@ -105,6 +105,8 @@ def _contender(
         peer.forget()
         daemons.enter_context(services.running(peer.daemons(), wire.in_client, peer.environment))
         cold.drop()
+        for call in peer.warm:
+            place.call(wire.in_client(call), environment=found.environment)
         peers.first().read_bytes()  # the clock's own program is no part of anybody's image
         before.append(wire.counters())
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.macro.figures import Figure, Want, at_least, at_most, figure, ratios
+from benchmarks.macro.figures import Figure, Want, at_least, at_most, figure, figure_of, ratios
 from benchmarks.macro.harness import Measurement, walls
 
 NATIVE = "native chroot, warm"
@@ -52,25 +52,29 @@ def figures(seen: Seen, wants: Wants) -> list[Figure]:
     for name in seen.moved:
         mine = wants if name == OURS else Wants()
         found += [
-            _over(f"{name}, whole call", seen, name, CRUN, mine.call),
-            figure(
-                f"{name}, process start to tensor over native warm",
+            _call(seen, name, CRUN, mine.call),
+            figure_of(
+                name,
+                "process start to tensor over native warm",
                 ratios(seen.ages[name], seen.ages[NATIVE]),
                 "x",
                 reference=NATIVE,
                 want=_most(mine.process),
             ),
         ]
-    found.append(_over(f"{OURS}, whole call", seen, OURS, NATIVE_COLD, wants.cold))
-    found += _peers(seen, wants)
     for name, times in seen.firsts.items():
         want = _most(wants.first_ms if name == OURS else None)
-        found.append(figure(f"{name}, call to first instruction", [1e3 * one for one in times], "ms", want=want))
+        found.append(figure_of(name, "call to first instruction", [1e3 * one for one in times], "ms", want=want))
     for name, counts in seen.moved.items():
-        found.append(figure(f"{name}, from the origin", [count / 1e6 for count in counts], "MB"))
+        found.append(figure_of(name, "from the origin", [count / 1e6 for count in counts], "MB"))
+    over_cold = ratios(walls(seen.results, OURS), walls(seen.results, NATIVE_COLD))
     share = [100 * count / seen.content for count in seen.moved[OURS]]
-    found.append(figure(f"{OURS}, from the origin, of the image", share, "%", want=_most(wants.share)))
-    return found
+    return [
+        *found,
+        figure(f"{OURS}, whole call over {NATIVE_COLD}", over_cold, "x", reference=NATIVE_COLD, want=_most(wants.cold)),
+        figure(f"{OURS}, from the origin, of the image", share, "%", want=_most(wants.share)),
+        *_peers(seen, wants),
+    ]
 
 
 def _peers(seen: Seen, wants: Wants) -> list[Figure]:
@@ -88,9 +92,9 @@ def _peers(seen: Seen, wants: Wants) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _over(name: str, seen: Seen, one: str, other: str, most: float | None) -> Figure:
-    found = ratios(walls(seen.results, one), walls(seen.results, other))
-    return figure(f"{name} over {other}", found, "x", reference=other, want=_most(most))
+def _call(seen: Seen, name: str, reference: str, most: float | None) -> Figure:
+    found = ratios(walls(seen.results, name), walls(seen.results, reference))
+    return figure_of(name, f"whole call over {reference}", found, "x", reference=reference, want=_most(most))
 
 
 def _most(value: float | None) -> Want | None:

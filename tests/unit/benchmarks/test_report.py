@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.macro import report, runner
-from benchmarks.macro.figures import at_most, figure
+from benchmarks.macro.figures import at_most, figure, figure_of
 from benchmarks.macro.harness import Measurement
 from benchmarks.macro.scenario import Outcome, Place, Scenario
 
@@ -47,6 +47,28 @@ def test_the_page_says_what_was_met_and_what_was_missed(results: Path) -> None:
     assert page.count("✓ met") == 1
     for text in ("time &amp; such", "zstd &lt;packs&gt;", "not installed: desync", "a note", "quick run"):
         assert text in page
+
+
+def test_what_several_contenders_have_is_one_table(tmp_path: Path) -> None:
+    figures = [
+        figure_of("onesec & co", "whole call", [2.0, 1.0, 4.0], "x", want=at_most(3)),
+        figure_of("podman", "whole call", [9.0], "x"),
+        figure_of("podman", "from the origin", [400.0], "MB"),
+        figure("alone", [1.0], "x"),
+    ]
+    outcome = Outcome(figures)
+    runner.keep(tmp_path, Scenario("start", "s", lambda place: outcome), Place(tmp_path), outcome, 1.0)
+    page = report.page(runner.kept(tmp_path))
+    (table,) = re.findall(r'<table class="subjects">.*?</table>', page)
+    assert re.findall(r"<th>([^<]*)", table) == ["contender", "whole call", "from the origin"]
+    rows = [re.findall(r"<td>(.*?)(?=<td>|$)", row) for row in table.split("<tr>")[2:]]
+    assert [row[0] for row in rows] == ["onesec &amp; co", "podman"]
+    assert "2.00 x" in rows[0][1]
+    assert "1.00 – 4.00" in rows[0][1]
+    assert "✓ met" in rows[0][1]
+    assert "400 MB" in rows[1][2]
+    assert "alone" in page
+    assert "alone" not in table
 
 
 def test_every_run_is_a_dot_and_lies_inside_the_plot(results: Path) -> None:
