@@ -11,7 +11,7 @@ has neither. If the fetcher dies the renewer makes another, which finds out from
 end with the object server.
 
 Lines of JSON go to the fetcher: {"source", "url", "headers", "lifetime", "authorities"}, {"origin", "sources"},
-{"statistics"}, {"ping"}; from it come {"news": [[source, status]]}, {"statistics"} and {"pong"}. A fetcher that is alive
+{"statistics"}, {"ping"}; from it come {"news": [[source, status]]}, {"statistics"} and {"pong"}. A fetcher that lives
 and does not answer is killed and replaced like one that died. A client sends one packet:
 {"op": "origin", "origin", "known"}, answered with {"number"}; {"op": "sources", "number"}, answered with {"sources"}
 once there are any: for a client's own requests; or {"op": "statistics"}.

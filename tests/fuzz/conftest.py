@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import subprocess
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SECONDS = int(os.environ.get("ONESEC_FUZZ_SECONDS", "1"))
+SEED = int(os.environ.get("ONESEC_FUZZ_SEED") or random.randrange(1, 1 << 31))
 
 Fuzz = Callable[[str, Sequence[bytes]], None]
 Shown = list[str]
@@ -22,7 +24,7 @@ _SHOWN: Shown = []
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _SHOWN:
-        terminalreporter.write_sep("-", f"fuzzed for {SECONDS} s each")
+        terminalreporter.write_sep("-", f"fuzzed for {SECONDS} s each, seed {SEED}")
         for line in _SHOWN:
             terminalreporter.write_line(line)
 
@@ -54,6 +56,7 @@ def fuzz(targets: Path, tmp_path: Path, shown: Shown) -> Fuzz:
         words = [
             str(targets / target),
             f"-max_total_time={SECONDS}",
+            f"-seed={SEED}",
             "-max_len=70000",
             "-rss_limit_mb=1024",
             "-verbosity=0",
@@ -62,7 +65,7 @@ def fuzz(targets: Path, tmp_path: Path, shown: Shown) -> Fuzz:
         ]
         plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
         done = subprocess.run(words, cwd=tmp_path, env=plain, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.returncode == 0, f"seed {SEED}: {done.stderr[-4000:]}"
         count = re.search(r"number_of_executed_units: (\d+)", done.stderr)
         assert count is not None, done.stderr[-4000:]
         shown.append(f"{target}: {count[1]} executions")

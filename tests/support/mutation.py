@@ -23,6 +23,7 @@ Repair = Callable[[bytearray, random.Random], None]
 
 MEMORY_MAX = 64 << 20
 CPU_MAX = 5.0  # seconds for one input; the slowest decoders of the largest inputs take a tenth
+EXECUTIONS_MIN = 100  # of mutations
 MESSAGE_MAX = 4000  # a few hundred characters of input, all of them escaped
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, (1 << 63) - 1, (1 << 64) - 1)
 _WORDS = (b"\0", b"/", b"..", b"../", b"//", b"\n", b" ", b"=", b"-1", b"99999999999999999999", b"\xff\xfe", b".wh.")
@@ -129,7 +130,9 @@ def _loop(
     wrong = None
     end = time.monotonic() + seconds
     waiting = list(seeds)
-    while wrong is None and time.monotonic() < end:
+    # However little of the machine this process gets: less would show nothing.
+    least = len(seeds) + EXECUTIONS_MIN
+    while wrong is None and (done < least or time.monotonic() < end):
         data = waiting.pop() if waiting else mutate(seeds, chance, repair, size_max)
         began = time.process_time()
         what, fine = _one(target, data)
