@@ -22,7 +22,7 @@ from benchmarks.macro.origin import Origin, offer_oci
 from benchmarks.macro.peers import FIRST, Peer, first
 from benchmarks.macro.scenario import Place
 from benchmarks.macro.services import Service
-from benchmarks.macro.sources import Source
+from benchmarks.macro.sources import Source, fingerprint
 
 _CONTAINERD = """
 version = 2
@@ -113,11 +113,11 @@ def _peer(loader: Loader, site: Site, source: Source, environment: dict[str, str
 
 
 def _offer(place: Place, found: Origin, loader: Loader, peer: Peer, source: Source) -> None:
-    """Its image at the origin, made once for each manifest and workload; on the origin's side of the link."""
-    plain = f"{offer_oci(place, found, source.reference, source.plain, loader.of)}:latest"
+    """Its image at the origin, made once for each state of the files and workload; on the origin's side of the link."""
+    plain = f"{offer_oci(place, found, source, loader.of)}:latest"
     target = f"{found.host}/{source.reference}-{loader.name}:latest"
-    stamp = place.path(f"origin/{source.reference}-{loader.name}.json")
-    wanted = json.dumps([place.manifest(source.reference)["digest"], source.workload])
+    stamp = place.path(f"origin/{source.reference}-{loader.name}.stamp")
+    wanted = json.dumps([fingerprint(source.plain), source.workload])
     if stamp.exists() and stamp.read_text() == wanted and found.has(f"{source.reference}-{loader.name}"):
         return
     peer.forget()

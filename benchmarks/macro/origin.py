@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from benchmarks.macro import oci
 from benchmarks.macro.link import Link
 from benchmarks.macro.scenario import Place, ScenarioError
+from benchmarks.macro.sources import Source, fingerprint
 
 _PORT = 5000
 _CONFIG = """
@@ -85,22 +85,22 @@ def offer(place: Place, found: Origin, reference: str) -> str:
     return name
 
 
-def offer_oci(place: Place, found: Origin, reference: str, plain: Path, kind: oci.Compression) -> str:
-    """The same files there as an image of one layer, made once for each manifest of ours. Returns its name."""
-    repository = f"{reference}-{kind.replace(':', '-')}"
-    stamp = place.path(f"origin/{repository}.json")
-    digest = json.dumps(place.manifest(reference)["digest"])
-    if not (stamp.exists() and stamp.read_text() == digest and found.has(repository)):
+def offer_oci(place: Place, found: Origin, source: Source, kind: oci.Compression) -> str:
+    """The same files there as an image of one layer, made once for each state of the files. Returns its name."""
+    repository = f"{source.reference}-{kind.replace(':', '-')}"
+    stamp = place.path(f"origin/{repository}.stamp")
+    wanted = fingerprint(source.plain)
+    if not (stamp.exists() and stamp.read_text() == wanted and found.has(repository)):
         layout = place.path(f"oci-{repository}")
         shutil.rmtree(layout, ignore_errors=True)
         try:
-            oci.archive(plain, layout, "plain", kind)
+            oci.archive(source.plain, layout, "plain", kind)
             chunked = ["--dest-compress-format", kind] if kind == "zstd:chunked" else []
             copy = ["skopeo", "copy", "-q", "--dest-tls-verify=false", *chunked, f"oci:{layout}:plain"]
             place.call(found.link.in_origin([*copy, f"docker://{found.host}/{repository}"]))
         finally:
             shutil.rmtree(layout, ignore_errors=True)
-        stamp.write_text(digest)
+        stamp.write_text(wanted)
     return f"{found.host}/{repository}"
 
 

@@ -82,7 +82,7 @@ def podman(place: Place, found: Origin, source: Source, kind: oci.Compression) -
         return reason
     if kind == "zstd:chunked" and podman_version() < _PARTIAL_PULLS:
         return f"got podman {podman_version()}, want {_PARTIAL_PULLS} or newer (Debian 13)"
-    image = offer_oci(place, found, source.reference, source.plain, kind)
+    image = offer_oci(place, found, source, kind)
     suffix = kind.replace(":", "-")
     # podman takes no more than 50 characters for its second directory
     state = [place.path(f"podman-{suffix}"), Path(f"/tmp/onesec-bench-{os.getpid()}-{suffix}")]

@@ -5,6 +5,7 @@ Quick stand-ins consist of programs of this host with their libraries, so that c
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -157,6 +158,24 @@ def _plain(place: Place, reference: str) -> Path:
             place.call(["cp", "-a", f"{tree}/.", plain])
         stamp.write_text(digest)
     return plain
+
+
+def fingerprint(plain: Path) -> str:
+    """What tells one tree from another: names, sizes and times of its files, without reading them. Our manifest of the
+    same files changes with our formats, and what a native run leaves behind (bytecode, mount points) is no other tree.
+    """
+    digest = hashlib.sha256()
+    for where, directories, names in os.walk(plain):
+        directories[:] = sorted(set(directories) - {"__pycache__"})
+        for name in sorted(names):
+            path = os.path.join(where, name)
+            found = os.lstat(path)
+            digest.update(
+                f"{os.path.relpath(path, plain)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode(
+                    "utf-8", "surrogateescape"
+                )
+            )
+    return digest.hexdigest()
 
 
 def text(size: int, seed: int) -> bytes:
