@@ -35,7 +35,7 @@ from tests.support.origin import (
     whole,
     wrong_range,
 )
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 
 CONTENTS: dict[str, Content] = {
     "small": b"a few bytes",
@@ -149,13 +149,13 @@ def test_the_pusher_is_a_process_that_says_what_it_did(made: ObjectSet, tmp_path
     with opened(made) as image, attached(image, tmp_path) as attachment, boot_file(pack, tmp_path / "pack") as file:
         first = prefill.start(attachment, file)
         assert first is not None
-        report = first.wait(10)
+        report = first.wait(PATIENCE_S)
         assert report is not None
         assert (report.error, report.stored, report.kept) == ("", pack.total, False)
         first.close()
         again = prefill.start(attachment, file)
         assert again is not None
-        report = again.wait(10)
+        report = again.wait(PATIENCE_S)
         again.close()
         assert report is not None
         assert report.kept, "the pages are pinned, so the second start has nothing to push"
@@ -175,7 +175,7 @@ def test_one_start_of_several_pushes_and_the_next_when_that_one_dies(made: Objec
         survivor.pushing.pushed()
         again = prefill.start(survivor, file)
         assert again is not None
-        report = again.wait(10)
+        report = again.wait(PATIENCE_S)
         again.close()
         assert report is not None
         assert report.stored == pack.total
@@ -188,7 +188,7 @@ def test_a_pusher_that_dies_is_followed_by_the_next_start_although_its_client_li
     stuck = threading.Event()
 
     def nowhere() -> list[Source]:
-        stuck.wait(60)  # in the pusher, where nobody sets it
+        stuck.wait(PATIENCE_S)  # in the pusher, where nobody sets it
         return []
 
     with opened(made) as image, attached(image, tmp_path) as first, attached(image, tmp_path) as second:
@@ -202,7 +202,7 @@ def test_a_pusher_that_dies_is_followed_by_the_next_start_although_its_client_li
             second.pushing.pushed()
             again = prefill.start(second, file)
             assert again is not None
-            report = again.wait(10)
+            report = again.wait(PATIENCE_S)
             again.close()
             pusher.stop()
         assert report is not None
@@ -384,7 +384,7 @@ def test_a_boot_pack_is_fetched_before_its_image_is_served(made: ObjectSet, tmp_
             pusher = prefill.start(attachment, file, ahead)
             assert pusher is not None
             assert not ahead.streams(file), "it belongs to the start now"
-            report = pusher.wait(10)
+            report = pusher.wait(PATIENCE_S)
             pusher.close()
         assert report is not None
         assert (report.error, report.stored) == ("", pack.total)
@@ -405,7 +405,7 @@ def test_another_boot_pack_than_the_one_that_comes_has_a_pusher_of_its_own(made:
             ahead.stream(replace(file, digest="sha256:" + "0" * 64), [Source(origin.url)])
             pusher = prefill.start(attachment, file, ahead)
             assert pusher is not None
-            report = pusher.wait(10)
+            report = pusher.wait(PATIENCE_S)
             pusher.close()
         assert report is not None
         assert (report.error, report.stored) == ("", pack.total)
@@ -451,7 +451,7 @@ def test_an_origin_that_lies_ahead_of_the_image_costs_the_boot_pack_never_a_byte
             eventually(lambda: bool(origin.met("fault")))
             pusher = prefill.start(attachment, file, ahead)
             assert pusher is not None
-            report = pusher.wait(20)
+            report = pusher.wait(PATIENCE_S)
             pusher.close()
         assert report is not None
         if fault is flipped:

@@ -24,6 +24,7 @@ from tests.support.far import Remote, linked, slots
 from tests.support.objects import ObjectSet, make_objects
 from tests.support.origin import serving as origin_serving
 from tests.support.serving import serving
+from tests.support.waiting import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.usefixtures("real_machine")
 
@@ -100,17 +101,15 @@ def test_a_fetcher_that_lies_makes_reads_wait_and_never_read_wrong(objects: Obje
         origin = stack.enter_context(origin_serving())
         origin.add_directory(objects.packs)
         memory = stack.enter_context(slots())
-        served = stack.enter_context(serving(deadline=30, memory=memory))
+        served = stack.enter_context(serving(memory=memory))
         with lying(kind, served.server, memory) as liar:
             Remote(served, stack.enter_context(Fetcher()), memory).add(objects)
             waits = pool.submit(served.read, objects, "file")
-            end = time.monotonic() + 20
-            while liar.wants < (1 if kind == "packets" else 4):  # of another version, it may say, and is asked no more
-                assert time.monotonic() < end
-                time.sleep(0.01)
+            enough = 1 if kind == "packets" else 4  # of another version, it may say, and is asked no more
+            eventually(lambda: liar.wants >= enough)
             assert not waits.done()
         with linked(served.server, memory, origin):
-            assert waits.result(20) == CONTENT
+            assert waits.result(PATIENCE_S) == CONTENT
         assert served.count("errors") == 0
         if kind in ("zeros", "garbage"):
             assert served.count("rejected") >= 1
@@ -137,7 +136,7 @@ def test_a_server_that_asks_nonsense_is_refused_and_the_fetcher_goes_on() -> Non
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs, mmap.mmap(memory, cext.SLOTS_SIZE) as mapping:
             serves = pool.submit(fetcher.serve, theirs.fileno(), memory)
-            ours.settimeout(10)
+            ours.settimeout(PATIENCE_S)
             assert ANSWER.unpack(ours.recv(1 << 16))[:2] == (HELLO, 1)
 
             def ask(slot: int, ticket: int, size: int, offset: int, length: int) -> None:
@@ -171,7 +170,7 @@ def test_a_server_that_asks_nonsense_is_refused_and_the_fetcher_goes_on() -> Non
             assert told(100) == 0
             assert mapping[3 * SPAN : 4 * SPAN] == CONTENT[SPAN : 2 * SPAN]
             ours.shutdown(socket.SHUT_RDWR)
-            serves.result(10)
+            serves.result(PATIENCE_S)
 
 
 def test_a_server_that_does_not_read_holds_up_nobody_else() -> None:
@@ -195,12 +194,12 @@ def test_a_server_that_does_not_read_holds_up_nobody_else() -> None:
                     waited += 1
                     time.sleep(0.01)
             gate.set()  # now the range is there, and its answer has no room either
-            data, *_ = fetcher.read(1, digest, len(CONTENT), SPAN, SPAN, timeout=20)
+            data, *_ = fetcher.read(1, digest, len(CONTENT), SPAN, SPAN, timeout=PATIENCE_S)
             assert data == CONTENT[SPAN : 2 * SPAN]
-            assert fetcher.ping(10)
-            ours.settimeout(20)
+            assert fetcher.ping(PATIENCE_S)
+            ours.settimeout(PATIENCE_S)
             told = [ANSWER.unpack(ours.recv(1 << 16)) for _ in range(sent + 2)]  # with the hello
             assert [one[:3] for one in told if one[2] == 1] == [(DONE, 0, 1)]
             assert sum(one[0] == DONE and one[2] == 7 for one in told) == sent
             ours.shutdown(socket.SHUT_RDWR)
-            serves.result(20)
+            serves.result(PATIENCE_S)

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support.waiting import PATIENCE_S
+
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE_S = 30.0
 _WATCHED = (
     "Runtime.consoleAPICalled",
     "Runtime.exceptionThrown",

@@ -121,7 +121,7 @@ static void run(const os_env *env, const char *url, const uint8_t *digest, uint6
     if (os_fetch_make(&options, &fetch, &failure) == OS_OK &&
         os_fetch_set_source(fetch, 1, &place, &failure) == OS_OK &&
         os_fetch_set_origin(fetch, 1, sources, 1, &failure) == OS_OK) {
-        uint64_t patience = world.forever ? UINT64_C(150000000) : UINT64_C(10000000000);
+        uint64_t patience = world.forever ? UINT64_C(150000000) : UINT64_C(100000000000);
         for (int at = 0; at < WANTS; at++) {
             os_fetch_want want = {.blob_size = size,
                                   .offset = offset[at],

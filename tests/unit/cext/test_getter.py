@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ import pytest
 from cext.errors import ClosedError, CorruptError, LimitError, MissingError
 from cext.fetch import Getter
 from tests.support.origin import Exchange, Origin, serving
+from tests.support.waiting import PATIENCE_S, eventually
 
 DATA = random.Random(5).randbytes(3 << 20)
 HELD_MAX = 32 << 20
@@ -33,17 +34,10 @@ def place(origin: Origin) -> str:
     return origin.url.replace("{digest}", next(iter(origin.blobs)))
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
-
-
 def finish(getter: Getter, number: int) -> tuple[int, str, bytes]:
     """Status, end and body."""
     body = b""
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE_S
     while not getter.look(number)[1]:
         body += getter.take(number)
         getter.wait(1)
@@ -234,7 +228,7 @@ print(len(getter.take(number)), getter.look(number)[1])
 
 def test_a_child_that_is_forked_while_bytes_come_in_can_let_go_of_it(origin: Origin) -> None:
     words = [sys.executable, "-c", FORKS, place(origin)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT, check=False)
     assert (done.stdout, done.stderr) == (f"{len(DATA)} done\n", "")
 
 

@@ -88,7 +88,7 @@ def test_an_interrupted_pull_says_nothing_leaves_nothing_and_has_status_130(tmp_
 
     def stall(answer: Answer) -> None:
         arrived.set()
-        gone.wait(20)
+        gone.wait(PATIENCE_S)
 
     with FakeRegistry() as registry:
         (tmp_path / "onesec.toml").write_text(f'[registry."{registry.host}"]\nplain-http = true\n')
