@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,8 @@ def crun(
     place: Place, name: str, plain: Path, command: Sequence[str], volumes: Sequence[tuple[Path, str]] = ()
 ) -> list[str]:
     """`crun run` of a bundle whose root is the plain directory, with crun's own configuration, and without a cgroup as
-    `onesec run` has it. volumes: files of the host, and where the container has them, read-only.
+    `onesec run` has it. volumes: files of the host, and where the container has them, read-only. crun's names are the
+    machine's, so that one of ours carries our process id.
     """
     bundle = place.path(f"bundle-{name}")
     bundle.mkdir(parents=True, exist_ok=True)
@@ -75,4 +77,4 @@ def crun(
     ]
     spec["linux"]["namespaces"] = [one for one in spec["linux"]["namespaces"] if one["type"] != "network"]
     config.write_text(json.dumps(spec))
-    return ["crun", "--cgroup-manager=disabled", "run", "--bundle", str(bundle), f"onesec-bench-{name}"]
+    return ["crun", "--cgroup-manager=disabled", "run", "--bundle", str(bundle), f"onesec-bench-{name}-{os.getpid()}"]

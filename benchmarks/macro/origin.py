@@ -17,6 +17,9 @@ from benchmarks.macro.scenario import Place, ScenarioError
 from benchmarks.macro.sources import Source, fingerprint
 
 _PORT = 5000
+_PATIENCE_S = (
+    120  # with a registry that starts or ends: on a busy machine that takes a while, and then it is no failure
+)
 _CONFIG = """
 version: 0.1
 log: {{level: error, accesslog: {{disabled: true}}}}
@@ -64,12 +67,17 @@ def origin(place: Place, link: Link) -> Iterator[Origin]:
         yield Origin(link, host, settings)
     finally:
         server.terminate()
-        server.wait(10)
+        try:
+            server.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 def _wait(link: Link, server: subprocess.Popen[bytes], host: str) -> None:
     code = f"import socket; socket.create_connection(({host.split(':')[0]!r}, {_PORT}), 1)"
-    for _ in range(100):
+    end = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < end:
         if subprocess.run(link.in_client(["python3", "-c", code]), capture_output=True, check=False).returncode == 0:
             return
         if server.poll() is not None:
