@@ -46,7 +46,8 @@ def _state(ours: str) -> tuple[set[str], set[str], set[str]]:
             continue  # the listing's own
     children = set()
     for thread in os.listdir("/proc/self/task"):
-        with suppress(FileNotFoundError), open(f"/proc/self/task/{thread}/children") as file:  # it may just have ended
+        # It may just have ended, or end while this is read.
+        with suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/self/task/{thread}/children") as file:
             children.update(file.read().split())
     return mounts, descriptors, children
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import PATIENCE_S, eventually
+
 ROOT = Path(__file__).parents[2]
 SOURCES = ("tests/support/confined.c", "cext/src/os_confine.c", "cext/src/os_result.c")
 FORBIDDEN = (
@@ -79,7 +81,7 @@ def spinning(program: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     os.close(inherited)
     child = 0
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while not child or "Seccomp:\t2" not in Path(f"/proc/{child}/status").read_text():
             assert time.monotonic() < deadline
             found = Path(f"/proc/{caller.pid}/task/{caller.pid}/children").read_text().split()
@@ -110,15 +112,19 @@ def test_the_checker_has_no_privileges_and_no_descriptor_but_its_pipe(program: P
 def test_a_killed_checker_is_told(program: Path) -> None:
     with spinning(program) as (caller, child):
         os.kill(child, signal.SIGKILL)
-        out, _ = caller.communicate(timeout=30)
+        out, _ = caller.communicate(timeout=PATIENCE_S)
         assert out == f"{CORRUPT} checker: it was killed by signal {int(signal.SIGKILL)}\n"
+
+
+def is_dead(process: int) -> bool:
+    try:
+        return "State:\tZ" in Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # as it is, or became while it was read
+        return True
 
 
 def test_a_checker_dies_with_its_caller(program: Path) -> None:
     with spinning(program) as (caller, child):
         caller.kill()
         caller.wait()
-        deadline = time.monotonic() + 30
-        while os.path.exists(f"/proc/{child}") and "State:\tZ" not in Path(f"/proc/{child}/status").read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        eventually(lambda: is_dead(child))
