@@ -101,16 +101,22 @@ def _figures(figures: Iterable[Document]) -> str:
 
 def _by_subject(figures: Iterable[Document]) -> str:
     """Those that several contenders have, as one table: a row a contender, a column a measure."""
-    cells = {(one["subject"], one["measure"]): one for one in figures if one.get("subject")}
+    cells, names, measures = subjects(figures)
     if not cells:
         return ""
-    subjects, measures = (list(dict.fromkeys(key[at] for key in cells)) for at in (0, 1))
     rows = "".join(
-        f"<tr><td>{_text(subject)}{''.join(_cell(cells.get((subject, measure))) for measure in measures)}</tr>"
-        for subject in subjects
+        f"<tr><td>{_text(name)}{''.join(_cell(cells.get((name, measure))) for measure in measures)}</tr>"
+        for name in names
     )
     head = "".join(f"<th>{_text(measure)}" for measure in measures)
     return f'<div class="wide"><table class="subjects"><tr><th>contender{head}</tr>{rows}</table></div>'
+
+
+def subjects(figures: Iterable[Document]) -> tuple[dict[tuple[str, str], Document], list[str], list[str]]:
+    """Figures that several contenders have, by contender and measure; contenders and measures in their order."""
+    cells = {(one["subject"], one["measure"]): one for one in figures if one.get("subject")}
+    names, measures = (list(dict.fromkeys(key[at] for key in cells)) for at in (0, 1))
+    return cells, names, measures
 
 
 def _cell(one: Document | None) -> str:
@@ -119,7 +125,7 @@ def _cell(one: Document | None) -> str:
     wanted = _wanted(one)
     return (
         f'<td><span class="number">{readable(one["value"])} {_text(one["unit"])}</span>'
-        f"<br><small>{_spread(one)}{f'<br>{wanted}' if wanted else ''}</small>"
+        f"<br><small>{spread(one)}{f'<br>{wanted}' if wanted else ''}</small>"
     )
 
 
@@ -131,16 +137,16 @@ def _wanted(one: Document) -> str:
     return f'{sign} {readable(one["want"]["value"])} <span class="{kind}">{mark}</span>'
 
 
-def _spread(one: Document) -> str:
+def spread(one: Document) -> str:
+    """The lowest and the highest sample."""
     return f"{readable(one['low'])} – {readable(one['high'])}" if one["samples"] > 1 else "one run"
 
 
 def _figure(one: Document) -> str:
-    spread = _spread(one)
     wanted = _wanted(one)
     return (
         f'<tr><td>{_text(one["name"])}<td class="number">{readable(one["value"])} {_text(one["unit"])}'
-        f'<td class="soft">{spread}<td class="soft">{_text(one["reference"])}<td>{wanted}</tr>'
+        f'<td class="soft">{spread(one)}<td class="soft">{_text(one["reference"])}<td>{wanted}</tr>'
     )
 
 

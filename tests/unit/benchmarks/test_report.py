@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.macro import report, runner
+from benchmarks.macro import report, runner, tables
 from benchmarks.macro.figures import at_most, figure, figure_of
 from benchmarks.macro.harness import Measurement
 from benchmarks.macro.scenario import Outcome, Place, Scenario
@@ -69,6 +69,19 @@ def test_what_several_contenders_have_is_one_table(tmp_path: Path) -> None:
     assert "400 MB" in rows[1][2]
     assert "alone" in page
     assert "alone" not in table
+
+
+def test_figures_are_markdown_for_the_document_too(results: Path, tmp_path: Path) -> None:
+    figures = [figure_of("ours", "a|b", [2.0, 1.0, 4.0], "x", want=at_most(1)), figure_of("podman", "c", [9.0], "MB")]
+    outcome = Outcome(figures, missing={"nydus": "not installed"})
+    runner.keep(results, Scenario("start", "s", lambda place: outcome), Place(tmp_path), outcome, 1.0)
+    text = tables.markdown(runner.kept(results))
+    assert "| time & such | ≤ 1.20 | **2.00 x** | 2.00 – 2.00 |" in text
+    assert "| rate | ≤ 9.00 | 5.00 GB/s |  |" in text
+    assert "| contender | a\\|b | c |\n| --- | --: | --: |" in text
+    assert "| ours | **2.00 x** (1.00 – 4.00, wanted ≤ 1.00) |  |" in text
+    assert "| podman |  | 9.00 MB (one run) |" in text
+    assert "- nydus: left out, not installed" in text
 
 
 def test_every_run_is_a_dot_and_lies_inside_the_plot(results: Path) -> None:
