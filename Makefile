@@ -48,8 +48,8 @@ setup: .make/apt .make/venv ## install what is missing, make .venv, build the C 
 	.ci/again $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-test: setup ## run the whole suite
-	$(BIN)/python -m pytest -q
+test: setup ## run the whole suite; TESTS=… a part of it
+	$(BIN)/python -m pytest -q $(TESTS)
 
 lint: setup ## ruff, clang-format, codespell
 	$(BIN)/ruff check .

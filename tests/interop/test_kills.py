@@ -1,6 +1,6 @@
 """kill -9 of `build` and `import` at random points: what is left is whole, and nothing is left running.
 
-ONESEC_KILLS sets the number of kills (100), ONESEC_KILLS_SEED the seed, which is printed.
+ONESEC_KILLS sets the number of kills (50), ONESEC_KILLS_SEED the seed, which is printed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support.oci import oci_layout
 from tests.support.shell import shell_image
 from tests.support.waiting import eventually
 
-KILLS = int(os.environ.get("ONESEC_KILLS", "100"))
+KILLS = int(os.environ.get("ONESEC_KILLS", "50"))
 WHOLE_CHECK_EVERY = 10
 
 IMAGE = """

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.waiting import PATIENCE_S
+
 _RUNTIME = """#!/usr/bin/env python3
 import json, os, sys
 words = sys.argv[1:]
@@ -90,6 +92,6 @@ def _podman(directory: Path, words: Sequence[str], stdin: bytes = b"") -> subpro
         input=stdin,
         capture_output=True,
         env=environment,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )

@@ -135,6 +135,6 @@ def test_descriptors_that_the_caller_closed_are_dev_null() -> None:
         text=True,
         cwd=ROOT,
         check=False,
-        timeout=30,
+        timeout=PATIENCE_S,
     )
     assert (done.returncode, done.stdout) == (7, repr(["/dev/null"] * 3))
