@@ -32,6 +32,7 @@ _HOST_APT = re.compile(
     r"Acquire::(https?::.+|Check-Valid-Until|Check-Date|Retries|ForceIPv[46]|AllowInsecureRepositories)"
 )
 _HOST_FILE = re.compile(r'(Acquire::https?::(?:.+::)?(?:CAInfo|SslCert|SslKey|IssuerCert|CrlFile)) "(/.*)";', re.I)
+_PATIENT = 'Acquire::Retries "5";'  # before the host's own word: one hiccup of a mirror in hundreds of files is likely
 _EXCLUDED = (
     "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/doc-base/*",
     "/usr/share/lintian/*", "/usr/share/linda/*", "/usr/share/bug/*",
@@ -227,6 +228,7 @@ def step_files(release: Release, place: str) -> dict[str, bytes]:
     files["sources.list"] = sources(release, host_mirrors(), f"{place}/{keyring}").encode()
     lines = [
         f'Acquire::https::CAInfo "{place}/ca.pem";',  # first: the host's own word comes after it
+        _PATIENT,
         *options,
         f'Dir::Etc::sourcelist "{place}/sources.list";',
         'Acquire::Languages "none";',
@@ -263,7 +265,9 @@ def tar_stream(release: Release, extra: Sequence[str], environment: Mapping[str,
     keyring = find_keyring(release)
     with tempfile.TemporaryDirectory(prefix="onesec-debian-") as directory:
         files = {
-            "apt.conf": "\n".join((*host_apt_options(), 'Acquire::Languages "none";', 'APT::Install-Recommends "0";')),
+            "apt.conf": "\n".join(
+                (_PATIENT, *host_apt_options(), 'Acquire::Languages "none";', 'APT::Install-Recommends "0";')
+            ),
             "mirrors.list": sources(release, host_mirrors(), keyring),
             "sources.list": _NO_SOURCES,
         }
