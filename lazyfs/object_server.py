@@ -201,6 +201,9 @@ class Server:
         if what == "pin":
             self._images.pin(client, int(words["image"]), fds)
             return None
+        if what == "prefetch":
+            self._images.prefetch(client, int(words["image"]), int(words["budget"]), fds)
+            return None
         if what == "pushed":
             self._images.pushed(client)
             return None
@@ -227,8 +230,8 @@ class Server:
                 "process": os.getpid(),
             }
         raise RefusedError(
-            f"got {what!r}, want link, attach, packs, share, boot, pin, pushed, trace, touches, connection, "
-            "keep, detach, end or statistics"
+            f"got {what!r}, want link, attach, packs, share, boot, pin, pushed, prefetch, trace, touches, "
+            "connection, keep, detach, end or statistics"
         )
 
     def _touches(self, fds: list[int]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import resource
 import select
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -35,6 +36,7 @@ from lazyfs.objects import Attachment, Pushing
 NAME = "onesec-prefill"
 
 _STREAM, _PUSH = b"stream", b"push"
+_RUN = struct.Struct("<QQ")
 
 
 class BootPackFile(Record):
@@ -74,6 +76,7 @@ class Report(Record):
 class Target(Record):
     """Where pages go: the root of an object mount and its connection, both borrowed. pin: is given descriptors of the
     objects. pushed: is told at the end. pinned: an earlier start was here, so look first whether the pages still are.
+    after: is given the boot pack when all of it is in.
     """
 
     objects: int
@@ -81,6 +84,7 @@ class Target(Record):
     pin: Callable[[list[int]], None]
     pushed: Callable[[], None]
     pinned: bool = False
+    after: Callable[[cext.BootPack], None] = lambda _: None
 
 
 class Prefill:
@@ -178,9 +182,9 @@ class Ahead:
             out.flush()
             self._order(_STREAM, [file, pack.directory])
 
-    def push(self, attachment: Attachment, connection: int, *, pinned: bool) -> None:
-        """It may push into the page cache of this mount."""
-        words = json.dumps({"image": attachment.number, "pinned": pinned}).encode()
+    def push(self, attachment: Attachment, connection: int, *, pinned: bool, prefetch: int = 0) -> None:
+        """It may push into the page cache of this mount. prefetch: as for `start`."""
+        words = json.dumps({"image": attachment.number, "pinned": pinned, "prefetch": prefetch}).encode()
         self._order(_PUSH + words, [attachment.objects, connection, attachment.connection])
 
     def hand_over(self, pack: BootPackFile) -> Prefill:
@@ -216,11 +220,14 @@ class Ahead:
             socket.send_fds(self._orders, [words], list(fds))
 
 
-def start(attachment: Attachment, pack: BootPackFile, ahead: Ahead | None = None) -> Prefill | None:
+def start(
+    attachment: Attachment, pack: BootPackFile, ahead: Ahead | None = None, *, prefetch: int = 0
+) -> Prefill | None:
     """Has the boot pack pushed by a process. The image stays served as long as it works. None: another start is pushing
     the same pack.
 
-    ahead: one that may be streaming this pack already.
+    ahead: one that may be streaming this pack already. prefetch: bytes of packs that the server may fetch for its store
+    once all is pushed.
     """
     with Ahead() as fresh:
         chosen = ahead if ahead is not None and ahead.streams(pack) else fresh
@@ -230,7 +237,8 @@ def start(attachment: Attachment, pack: BootPackFile, ahead: Ahead | None = None
         try:
             if how.busy:
                 return None
-            chosen.push(attachment, how.connection, pinned=how.pinned)
+            budget = prefetch if attachment.origin else 0
+            chosen.push(attachment, how.connection, pinned=how.pinned, prefetch=budget)
         finally:
             os.close(how.connection)
         return chosen.hand_over(pack)
@@ -298,7 +306,19 @@ def _target(orders: socket.socket) -> Target:
     data, (objects, connection, server) = _order(orders, _PUSH)
     words = json.loads(data)
     line = Pushing(socket.socket(fileno=server), words["image"])
-    return Target(objects, connection, line.pin, line.pushed, words["pinned"])
+    budget = int(words["prefetch"])
+
+    def after(boot: cext.BootPack) -> None:
+        if budget > 0:
+            line.prefetch(runs_of(boot), budget)
+
+    return Target(objects, connection, line.pin, line.pushed, words["pinned"], after)
+
+
+def runs_of(boot: cext.BootPack) -> bytes:
+    """As a prefetch takes them."""
+    ids = boot.objects
+    return b"".join(ids[row] + _RUN.pack(offset, length) for row, offset, length in boot.runs)
 
 
 def _order(orders: socket.socket, kind: bytes) -> tuple[bytes, list[int]]:

@@ -144,6 +144,8 @@ class Pass:
             report = self._run(target, pins)
             if not report.kept:
                 self._source.keep()
+            if self._boot is not None:
+                target.after(self._boot)
             return report
         finally:
             target.pin(pins)

@@ -12,6 +12,7 @@ that ONESEC_CONFIG names), the default. Unknown keys are refused: a setting with
     seccomp = "/path.json"      # without it: containers-common's profile, else our own
     linger = 600                # seconds that the pages of a container stay served after it, for the next one; 0: none
     cdi = ["/etc/cdi", "/var/run/cdi"]  # where devices are described, for --gpus and --device; the last one wins
+    prefetch = "256MiB"         # of packs, fetched after a start for the local store when nobody waits; "0": nothing
     deadline = 120              # seconds that a read waits for bytes that do not come, until it fails; of new servers
 
     [store]                     # chunks that are read again and again, under root/cache/store
@@ -40,6 +41,7 @@ DEFAULT_RUN_DIR = "/run/onesec"
 DEFAULT_FILE = "/etc/onesec/onesec.toml"
 LINGER_S = 600.0
 DEADLINE_S = 120.0
+PREFETCH = 256 << 20
 CDI_DIRECTORIES = ("/etc/cdi", "/var/run/cdi")
 
 _UNITS = {"": 0, "B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
@@ -65,6 +67,7 @@ class RunSettings(Record):
     linger_s: float = LINGER_S
     deadline_s: float = DEADLINE_S
     cdi: tuple[str, ...] = CDI_DIRECTORIES
+    prefetch: int = PREFETCH
 
 
 class StoreLimits(Record):
@@ -145,9 +148,11 @@ def _run_settings(table: _Table) -> RunSettings:
     cdi = table.texts("cdi") or CDI_DIRECTORIES
     if not all(os.path.isabs(directory) for directory in cdi):
         table.refuse("cdi", "absolute paths", list(cdi))
+    prefetch = table.size("prefetch")
     table.finish()
     profile = None if seccomp is None else _absolute(seccomp)
-    return RunSettings(runtime, cast(Scratch, scratch), profile, linger_s, deadline_s, cdi)
+    prefetch = PREFETCH if prefetch is None else prefetch
+    return RunSettings(runtime, cast(Scratch, scratch), profile, linger_s, deadline_s, cdi, prefetch)
 
 
 def _store_limits(table: _Table) -> StoreLimits:

@@ -93,7 +93,7 @@ def prefilled(served: ServedImage, ahead: Ahead | None = None) -> Iterator[Prefi
         if pack is None:
             yield None
             return
-        prefill = start(served.attachment, pack, ahead)
+        prefill = start(served.attachment, pack, ahead, prefetch=served.config.run.prefetch)
         try:
             yield prefill
         finally:

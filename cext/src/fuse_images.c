@@ -105,6 +105,26 @@ os_spans *os_fuse_server_spans(os_fuse_server *server) {
     return server->spans; /* immutable */
 }
 
+os_code os_fuse_server_prefetch(os_fuse_server *server, uint64_t id, const os_warm_run *runs, size_t count,
+                                uint64_t budget, os_failure *failure) {
+    os_image *image = NULL;
+    pthread_mutex_lock(&server->lock);
+    for (size_t at = 0; at < server->images && image == NULL; at++)
+        if (server->image[at]->id == id)
+            image = server->image[at];
+    if (image != NULL)
+        os_image_hold(image);
+    pthread_mutex_unlock(&server->lock);
+    if (image == NULL)
+        return os_fail(failure, OS_MISSING, "object server: got image %llu, which is not there",
+                       (unsigned long long)id);
+    os_code code = OS_OK;
+    if (server->warm != NULL && budget > 0)
+        code = os_warm_add(server->warm, image, runs, count, budget, failure);
+    os_image_drop(image, server->options.env);
+    return code;
+}
+
 uint64_t os_fuse_server_node(const os_fuse_server *server, const uint8_t object[OS_ID_SIZE]) {
     return os_nodes_number(&server->nodes, object); /* the secret is immutable */
 }
@@ -224,6 +244,8 @@ void os_fuse_server_statistics(os_fuse_server *server, os_fuse_statistics *out) 
     };
     if (server->spans != NULL)
         os_spans_statistics_of(server->spans, &out->spans);
+    if (server->warm != NULL)
+        os_warm_statistics_of(server->warm, &out->warm);
     pthread_mutex_lock(&server->lock);
     out->parked_now = server->parking.count;
     out->images = server->images;

@@ -38,6 +38,7 @@ struct os_fuse_server {
     os_fuse_worker worker[OS_FUSE_THREADS_MAX + OS_FUSE_KEEPERS]; /* the keepers are the last */
     unsigned workers;                                             /* immutable, with the keepers */
     os_spans *spans; /* owned, immutable; NULL: nothing comes from far away */
+    os_warm *warm;   /* owned, immutable; NULL: and nothing could be kept */
     atomic_bool stopping, recording;
 
     pthread_mutex_t lock; /* guards the rest, but for count */

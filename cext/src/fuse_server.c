@@ -11,7 +11,8 @@
  * was interrupted is answered EINTR if its thread is being killed. (Only then: a program with SA_RESTART would see
  * EINTR from open and read otherwise. The kernel tells of the first signal only, so an interrupted request is looked at
  * again every tick.) One of the spans' (os_spans.c), if packs can be far away: it hears from the fetcher, a process of
- * its own, that bytes came, and wakes who waits for them. Callers of the functions in the header: any thread.
+ * its own, that bytes came, and wakes who waits for them. One that fills the store when nobody waits (os_warm.c), from
+ * the first os_fuse_server_prefetch on. Callers of the functions in the header: any thread.
  *
  * Locks
  *
@@ -200,7 +201,10 @@ static os_code make_worker(os_fuse_worker *self, os_fuse_server *server, bool ke
 }
 
 static void on_bytes(void *context, const uint8_t *blob, uint64_t start, uint64_t end) {
-    os_fuse_server_wake(context, blob, start, end);
+    os_fuse_server *server = context;
+    os_fuse_server_wake(server, blob, start, end);
+    if (server->warm != NULL)
+        os_warm_wake(server->warm);
 }
 
 static os_code make_spans(os_fuse_server *server, os_failure *failure) {
@@ -210,7 +214,15 @@ static os_code make_spans(os_fuse_server *server, os_failure *failure) {
                                       .patience_ns = server->options.deadline_ns + PATIENCE_MORE_NS,
                                       .context = server,
                                       .came = on_bytes};
-    return os_spans_make(&options, &server->spans, failure);
+    os_code code = os_spans_make(&options, &server->spans, failure);
+    if (code != OS_OK || server->options.store == NULL)
+        return code;
+    const os_warm_options warm = {.env = server->options.env,
+                                  .log = &server->log,
+                                  .store = server->options.store,
+                                  .spans = server->spans,
+                                  .cache = &server->cache};
+    return os_warm_make(&warm, &server->warm, failure);
 }
 
 os_code os_fuse_server_make(const os_fuse_options *options, os_fuse_server **out, os_failure *failure) {
@@ -302,7 +314,9 @@ void os_fuse_server_free(os_fuse_server *server) {
         return;
     const os_env *env = server->options.env;
     stop_threads(server);
+    os_warm_stop(server->warm); /* it uses the spans, and is woken by their thread */
     os_spans_free(server->spans);
+    os_warm_free(server->warm);
     for (os_ask *ask = os_parking_all(&server->parking), *next; ask != NULL; ask = next) {
         next = ask->next;
         os_fuse_reply_error(server, ask->fd, ask->unique, EIO);

@@ -14,6 +14,7 @@
 #include "os_source.h"
 #include "os_spans.h"
 #include "os_store.h"
+#include "os_warm.h"
 
 #define OS_FUSE_THREADS_MAX 32u
 #define OS_FUSE_PARKED_MAX 65536u
@@ -62,6 +63,7 @@ typedef struct os_fuse_statistics {
     uint64_t stores, stored_bytes;
     uint64_t unmounted; /* 1: the kernel has closed the connection */
     os_spans_statistics spans;
+    os_warm_statistics warm;
 } os_fuse_statistics;
 
 os_code os_fuse_server_make(const os_fuse_options *options, os_fuse_server **out, os_failure *failure);
@@ -94,6 +96,12 @@ os_spans *os_fuse_server_spans(os_fuse_server *server);
  * of the same page: never called by a thread that answers reads. */
 os_code os_fuse_server_store(os_fuse_server *server, const uint8_t object[OS_ID_SIZE], uint64_t offset,
                              const void *data, size_t size, size_t *stored, os_failure *failure);
+
+/* Puts the chunks of an image that a start touches into the store, and then the rest of their objects, while nobody
+ * waits for anything. runs: copied. budget: bytes of packs. OS_MISSING: no such image. Nothing, without a store or a
+ * fetcher's memory. */
+os_code os_fuse_server_prefetch(os_fuse_server *server, uint64_t id, const os_warm_run *runs, size_t count,
+                                uint64_t budget, os_failure *failure);
 
 /* Reads are recorded from now on, or no more and what was recorded is forgotten. */
 void os_fuse_server_record(os_fuse_server *server, bool on);

@@ -68,8 +68,9 @@ void os_reader_destroy(os_reader *reader, const os_env *env);
 os_answer os_image_read(os_image *image, uint32_t row, const uint64_t *starts, uint64_t offset, size_t size,
                         uint8_t *out, os_reader *reader, os_frame_cache *cache, const os_env *env, os_place *place,
                         os_failure *failure);
-/* From one offset to another, both inside the object: what is far comes nearer, when nothing else has to. */
-void os_image_want_ahead(os_image *image, uint32_t row, const uint64_t *starts, uint64_t from, uint64_t to,
-                         os_reader *reader, os_frame_cache *cache, const os_env *env);
+/* From one offset to another, both inside the object: what is far comes nearer, when nothing else has to. HERE: all of
+ * it is. */
+os_answer os_image_want_ahead(os_image *image, uint32_t row, const uint64_t *starts, uint64_t from, uint64_t to,
+                              os_reader *reader, os_frame_cache *cache, const os_env *env);
 
 #endif

@@ -88,11 +88,10 @@ os_answer os_image_want(const os_reading *r, bool ahead) {
     return all;
 }
 
-void os_image_want_ahead(os_image *image, uint32_t row, const uint64_t *starts, uint64_t from, uint64_t to,
-                         os_reader *reader, os_frame_cache *cache, const os_env *env) {
+os_answer os_image_want_ahead(os_image *image, uint32_t row, const uint64_t *starts, uint64_t from, uint64_t to,
+                              os_reader *reader, os_frame_cache *cache, const os_env *env) {
     os_place place = {0};
     os_failure failure = {0};
     const os_reading r = {image, row, starts, from, to, reader, cache, env, &place, &failure};
-    if (image->source.want != NULL)
-        os_image_want(&r, true);
+    return image->source.want == NULL ? OS_ANSWER_HERE : os_image_want(&r, true);
 }

@@ -221,7 +221,8 @@ os_code os_store_get(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned alg
 
 /* ---------------------------------------------------------------- put */
 
-/* Whether it is there as it is to be kept: raw in place of a frame is worth another copy. */
+/* Whether it is there as it is to be kept: raw in place of a frame is worth another copy, and so is a place from which
+ * it is dropped last. */
 static bool is_known(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned algorithm, unsigned flags) {
     os_entry entry;
     segment *in = NULL;
@@ -232,9 +233,10 @@ static bool is_known(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned alg
         in = os_store_find_segment(store, entry.segment);
     if (in == NULL)
         return false;
+    bool good = in->pinned || !(flags & OS_STORE_PINNED);
     os_store_use_segment(store, in);
     os_store_release_segment(store, in);
-    return true;
+    return good;
 }
 
 bool os_store_has(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned algorithm) {
@@ -243,6 +245,14 @@ bool os_store_has(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned algori
     bool has = is_known(store, id, algorithm, OS_STORE_ZSTD);
     os_store_leave(store);
     return has;
+}
+
+bool os_store_keeps(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned algorithm, unsigned flags) {
+    if (os_store_enter(store, NULL) != OS_OK)
+        return false;
+    bool keeps = is_known(store, id, algorithm, flags);
+    os_store_leave(store);
+    return keeps;
 }
 
 /* A job with the entry's stored bytes, or NULL: no memory. */

@@ -79,7 +79,7 @@ os_code os_store_close(os_store *store, os_failure *failure);
 void os_store_free(os_store *store); /* closes; may be NULL */
 
 /* OS_CORRUPT: data is not what id says. Waits while the queue is full, unless told not to. A chunk that is there
- * compressed is put again if this one is to be raw. */
+ * compressed is put again if this one is to be raw, and one that is not pinned if this one is to be. */
 os_code os_store_put(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned algorithm, const void *data, size_t size,
                      unsigned flags, os_failure *failure);
 /* *length verified bytes in buffer, or OS_MISSING (not there, or found damaged; buffer is then of no use). OS_LIMIT:
@@ -88,6 +88,8 @@ os_code os_store_get(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned alg
                      size_t *length, os_failure *failure);
 /* Whether a get would most likely succeed; nothing is read but the map. */
 bool os_store_has(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned algorithm);
+/* Whether a put with these flags would find the chunk in its place. */
+bool os_store_keeps(os_store *store, const uint8_t id[OS_ID_SIZE], unsigned algorithm, unsigned flags);
 /* Waits until everything put before is durable. Fails with the first thing that went wrong since the flush before. */
 os_code os_store_flush(os_store *store, os_failure *failure);
 

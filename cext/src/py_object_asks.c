@@ -49,6 +49,27 @@ PyObject *os_py_object_store_page(PyObject *object, PyObject *args) {
     return PyErr_Occurred() ? NULL : PyLong_FromSize_t(stored);
 }
 
+PyObject *os_py_object_prefetch(PyObject *object, PyObject *args) {
+    object_server *self = (object_server *)object;
+    unsigned long long id, budget;
+    Py_buffer runs;
+    os_failure failure = {0};
+    if (!PyArg_ParseTuple(args, "Ky*K:prefetch", &id, &runs, &budget))
+        return NULL;
+    size_t count = (size_t)runs.len / sizeof(os_warm_run);
+    if (os_py_object_is_closed(self)) {
+        /* it has raised */
+    } else if (count * sizeof(os_warm_run) != (size_t)runs.len) {
+        PyErr_Format(PyExc_ValueError, "runs: got %zd bytes, want %zu for each", runs.len, sizeof(os_warm_run));
+    } else if (os_fuse_server_prefetch(self->server, id, runs.buf, count, budget, &failure) != OS_OK) {
+        os_py_raise(&failure);
+    }
+    PyBuffer_Release(&runs);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 PyObject *os_py_object_node(PyObject *object, PyObject *argument) {
     object_server *self = (object_server *)object;
     char *id;
@@ -88,7 +109,7 @@ PyObject *os_py_object_statistics(PyObject *object, PyObject *unused) {
     if (os_py_object_is_closed(self))
         return NULL;
     os_fuse_server_statistics(self->server, &s);
-    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}",
+    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}",
                          "lookups", s.lookups, "reads", s.reads, "read_bytes", s.read_bytes, "other", s.other, "errors",
                          s.errors, "parked", s.parked, "parked_now", s.parked_now, "expired", s.expired, "killed",
                          s.killed, "interrupts", s.interrupts, "pack_bytes", s.pack_bytes, "decoded_bytes",
@@ -96,5 +117,6 @@ PyObject *os_py_object_statistics(PyObject *object, PyObject *unused) {
                          "images", s.images, "objects", s.objects, "stores", s.stores, "stored_bytes", s.stored_bytes,
                          "unmounted", s.unmounted, "fetched", s.spans.fetched, "fetched_bytes", s.spans.fetched_bytes,
                          "rejected", s.spans.rejected, "evicted", s.spans.evicted, "flying", s.spans.flying, "queued",
-                         s.spans.queued, "links", s.spans.links);
+                         s.spans.queued, "links", s.spans.links, "prefetched_chunks", s.warm.chunks, "prefetched_bytes",
+                         s.warm.fetched, "prefetching", s.warm.orders);
 }

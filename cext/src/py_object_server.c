@@ -156,6 +156,10 @@ static PyMethodDef methods[] = {
     {"unexpect_image", os_py_object_unexpect_image, METH_NOARGS, "An expected image will not come."},
     {"store_page", os_py_object_store_page, METH_VARARGS,
      "store_page(object, offset, data) -> int: verified bytes into the page cache, clipped to the object's size."},
+    {"prefetch", os_py_object_prefetch, METH_VARARGS,
+     "prefetch(image, runs, budget): chunks under the runs (object, offset, length: 48 bytes each) and of their "
+     "objects "
+     "into the store, while nobody waits. budget: bytes of packs."},
     {"node", os_py_object_node, METH_O, "node(object) -> int: the inode number of an object."},
     {"statistics", os_py_object_statistics, METH_NOARGS, "Counts since the start."},
     {NULL, NULL, 0, NULL},

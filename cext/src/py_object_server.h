@@ -40,6 +40,7 @@ PyObject *os_py_object_unexpect_image(PyObject *object, PyObject *unused);
 PyObject *os_py_object_link(PyObject *object, PyObject *argument);
 PyObject *os_py_object_linked(PyObject *object, PyObject *unused);
 PyObject *os_py_object_store_page(PyObject *object, PyObject *args);
+PyObject *os_py_object_prefetch(PyObject *object, PyObject *args);
 PyObject *os_py_object_node(PyObject *object, PyObject *argument);
 PyObject *os_py_object_touches(PyObject *object, PyObject *unused);
 PyObject *os_py_object_record(PyObject *object, PyObject *argument);

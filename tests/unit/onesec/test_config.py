@@ -26,6 +26,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
     [run]
     runtime = "runc"
     scratch = "memory"
+    prefetch = "1 MiB"
     [store]
     quota = "20GiB"
     floor = "512 MiB"
@@ -35,7 +36,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
     mirrors = ["m.example"]
     """
     config = load(write(tmp_path, text))
-    assert (config.run.runtime, config.run.scratch) == ("runc", "memory")
+    assert (config.run.runtime, config.run.scratch, config.run.prefetch) == ("runc", "memory", 1 << 20)
     assert config.store == StoreLimits(20 << 30, 512 << 20)
     assert config.registries == {"localhost:5000": RegistrySettings(True, Path("/ca.pem"), ("m.example",))}
 
@@ -46,6 +47,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         ("rooot = 1", "rooot: no such setting"),
         ("root = 1", "root: got 1, want a string"),
         ("[run]\nscratch = 'tape'", "run.scratch: got 'tape', want disk or memory"),
+        ("[run]\nprefetch = 'all'", "run.prefetch: got 'all', want a size like 20GiB"),
         ("[run]\nx = 1", "run.x: no such setting"),
         ("[store]\nquota = 20", "store.quota: got 20, want a string"),
         ("[store]\nquota = '20GB'", "store.quota: got '20GB', want a size like 20GiB"),
