@@ -165,6 +165,11 @@ def _has_netem(holder: int) -> bool:
     return True
 
 
+def ending_with_us(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """A daemon's argv, which the kernel ends when this process does, whatever ends it."""
+    return ["setpriv", "--pdeathsig", "TERM", *[os.fspath(word) for word in argv]]
+
+
 def _enter(holder: int) -> list[str]:
     return ["nsenter", f"--net=/proc/{holder}/ns/net", "--"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.macro import oci
-from benchmarks.macro.link import Link
+from benchmarks.macro.link import Link, ending_with_us
 from benchmarks.macro.scenario import Place, ScenarioError
 from benchmarks.macro.sources import Source, fingerprint
 
@@ -56,7 +56,7 @@ def origin(place: Place, link: Link) -> Iterator[Origin]:
     config.write_text(_CONFIG.format(data=directory / "data", address=link.address, port=_PORT))
     settings.write_text(f'[run]\nlinger = 0\n[registry."{host}"]\nplain-http = true\n')
     server = subprocess.Popen(
-        link.in_origin(["docker-registry", "serve", config]),
+        link.in_origin(ending_with_us(["docker-registry", "serve", config])),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

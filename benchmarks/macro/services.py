@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cext
+from benchmarks.macro.link import ending_with_us
 from benchmarks.macro.scenario import ScenarioError
 
 _WAIT_S = 60
@@ -38,7 +39,7 @@ def running(
     with ExitStack() as stack:
         for service in services:
             service.socket.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_running(service, enter(service.argv), environment))
+            stack.enter_context(_running(service, enter(ending_with_us(service.argv)), environment))
         yield
 
 

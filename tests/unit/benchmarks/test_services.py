@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.macro.link import ending_with_us
 from benchmarks.macro.scenario import ScenarioError
 from benchmarks.macro.services import Service, running
 
@@ -33,8 +37,17 @@ def short(tmp_path: Path) -> Iterator[Path]:
 
 
 def daemon(directory: Path, name: str, code: str = _BLOCKED + _LISTEN) -> Service:
-    socket = directory / f"{name}.sock"
-    return Service([sys.executable, "-I", "-S", "-c", code, str(socket)], socket)
+    path = directory / f"{name}.sock"
+    return Service([sys.executable, "-I", "-S", "-c", code, str(path)], path)
+
+
+def until_listening(path: Path) -> None:
+    for _ in range(6000):
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                return
+        time.sleep(0.01)
+    pytest.fail("it never listened")
 
 
 def same(argv: object) -> list[str]:
@@ -58,6 +71,19 @@ def test_one_that_dies_is_said_with_its_last_words_and_takes_the_others_along(sh
         running([daemon(short, "one"), dead], same, {}),
     ):
         pytest.fail("the block ran")
+    assert (short / "one.sock.ended").exists()
+
+
+def test_daemons_end_with_a_harness_that_was_killed(short: Path) -> None:
+    """Killed before it could do anything: the daemon's end of a pipe closes when the kernel has ended it as well."""
+    argv = ending_with_us([sys.executable, "-I", "-S", "-c", _BLOCKED + _LISTEN, str(short / "one.sock")])
+    code = "import subprocess, sys; subprocess.Popen(sys.argv[1:]); sys.stdin.read()"
+    harness = subprocess.Popen([sys.executable, "-c", code, *argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert harness.stdout is not None
+    until_listening(short / "one.sock")
+    harness.kill()
+    assert harness.stdout.read() == b""  # held by both
+    harness.communicate()
     assert (short / "one.sock.ended").exists()
 
 
