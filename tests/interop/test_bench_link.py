@@ -1,5 +1,5 @@
 """The shaped link as a kernel sees it: what goes in comes out, never sooner than the shape allows. Only lower bounds:
-a busy machine makes a link slower, and nothing makes it faster.
+a busy machine makes a link slower, and nothing makes it faster. And what peers leave mounted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import cext
 from benchmarks.macro.link import Link, Shape, link
+from benchmarks.macro.services import unmount_below
 
 pytestmark = pytest.mark.timeout(120)
 SIZE = 4_000_000
@@ -89,3 +91,18 @@ def test_the_emulator_ends_with_the_link_and_takes_its_devices_along(real_machin
         assert Path(f"/proc/{emulator}").exists()
     assert not Path(f"/proc/{emulator}").exists()
     assert "link0" not in subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
+
+
+def test_what_a_peer_left_mounted_is_taken_away_and_nothing_beside_it(real_machine: None, tmp_path: Path) -> None:
+    inside, beside = tmp_path / "state/layers 1", tmp_path / "state-of-another"
+    for path in (inside, beside):
+        path.mkdir(parents=True)
+        cext.mount("none", str(path), "tmpfs", 0, None)
+    (inside / "fs").mkdir()
+    cext.mount("none", str(inside / "fs"), "tmpfs", 0, None)
+    try:
+        unmount_below(tmp_path / "state")
+        mounted = [str(path) for path in (inside, beside) if path.is_mount()]
+        assert mounted == [str(beside)]
+    finally:
+        cext.umount2(str(beside), 0)

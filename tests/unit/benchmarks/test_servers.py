@@ -1,10 +1,20 @@
-"""Which processes count as servers, and what of them counts; on a /proc that the test writes."""
+"""Which processes count as servers, and what of them counts: on a /proc that the test writes, and of a real one."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
-from benchmarks.macro.servers import Share, serving, share
+from benchmarks.macro.servers import Peak, Share, serving, share, total
+
+_SERVER = """
+import sys, cext
+cext.set_process_name("onesec-test")
+held = bytearray(b"x") * (40 << 20)
+print("there", flush=True)
+sys.stdin.read()
+"""
 
 
 def process(proc: Path, pid: int, name: str, *words: str, rollup: str = "") -> None:
@@ -29,3 +39,17 @@ def test_pages_of_files_are_not_a_servers_own(tmp_path: Path) -> None:
     assert share(7, proc=tmp_path) == Share(100 << 10, 70 << 10)
     assert share(8, proc=tmp_path) == Share()
     assert Share(1, 2) + Share(3, 4) == Share(4, 6)
+
+
+def test_a_real_server_is_found_and_its_peak_stays_when_it_has_gone(tmp_path: Path) -> None:
+    call = [sys.executable, "-c", _SERVER, "--run-dir", str(tmp_path)]
+    process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"there\n"
+    with Peak(tmp_path) as watched:
+        assert serving(tmp_path) == [process.pid]
+        assert total([process.pid]).own > 40 << 20
+    process.communicate()
+    assert watched.most.own > 40 << 20
+    assert watched.most.whole >= watched.most.own
+    assert serving(tmp_path) == []
