@@ -195,7 +195,8 @@ static void say_late(os_failure *failure) {
     os_fail(failure, OS_MISSING, "did not come before the deadline%s%.180s", cause[0] != '\0' ? ": " : "", cause);
 }
 
-/* One image's try. */
+/* One image's try. The reader becomes passive if the bytes are on their way to it, and nothing speaks against that they
+ * come: then those that have the object too need not fetch it as well. */
 static os_answer read_from(os_fuse_worker *self, os_image *image, os_node *node, uint32_t row, os_ask *ask,
                            size_t size) {
     os_fuse_server *server = self->server;
@@ -222,8 +223,10 @@ static os_answer read_from(os_fuse_worker *self, os_image *image, os_node *node,
         say_late(&failure);
     if (answer == OS_ANSWER_FAILED || (answer == OS_ANSWER_PENDING && ask->last))
         log_failure(server, image, node, ask, &place, &failure);
-    if (answer == OS_ANSWER_PENDING)
+    if (answer == OS_ANSWER_PENDING && !self->reader.passive) {
         os_ask_waits(ask, place.pack, place.offset, place.offset + place.size);
+        self->reader.passive = image->source.want != NULL && failure.code == OS_OK;
+    }
     return answer;
 }
 
@@ -243,6 +246,7 @@ static os_answer read_object(os_fuse_worker *self, os_node *node, os_ask *ask, s
     uint64_t after = 0, hinted;
     uint32_t row = 0;
     bool any = false;
+    self->reader.passive = false;
     pthread_mutex_lock(&server->lock);
     ask->arrivals = server->arrivals;
     os_ask_begin(ask);

@@ -4,6 +4,7 @@
 #define OS_IMAGE_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <zstd.h>
 
 #include "os_env.h"
@@ -29,6 +30,7 @@ typedef struct os_image {
 /* What one thread reads with. */
 typedef struct os_reader {
     os_store *store; /* borrowed: asked before the packs are; NULL: there is none */
+    bool passive;    /* what is far away is not asked for: it is PENDING, and that is all */
     ZSTD_DCtx *zstd; /* owned */
     uint8_t *packed; /* owned, OS_READER_PACKED bytes */
     uint8_t *frame;  /* owned, OS_FRAME_MAX bytes; NULL for a moment after a swap with the cache */

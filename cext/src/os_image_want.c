@@ -79,8 +79,10 @@ os_answer os_image_want(const os_reading *r, bool ahead) {
         const os_piece p = os_piece_of(t, chunk, part);
         if (!os_piece_sound(t, &p) || is_near(r, &p))
             continue; /* what is unsound is found out when it is read */
-        if (source->want(source->context, p.blob, p.packed, p.offset, ahead, r->failure) == OS_ANSWER_PENDING &&
-            all == OS_ANSWER_HERE) {
+        bool left = r->reader->passive && source->far(source->context, p.blob);
+        os_answer one =
+            left ? OS_ANSWER_PENDING : source->want(source->context, p.blob, p.packed, p.offset, ahead, r->failure);
+        if (one == OS_ANSWER_PENDING && all == OS_ANSWER_HERE) {
             all = OS_ANSWER_PENDING;
             os_reading_place(r, &p);
         }

@@ -98,13 +98,14 @@ static bool take_answer(os_spans *spans, const os_link_answer *answer, os_span *
     os_span *it = flying(spans, answer->ticket);
     if (it == NULL || (answer->kind != OS_LINK_TRY && answer->kind != OS_LINK_DONE))
         return false;
+    bool first = answer->cause[0] != '\0' && it->cause[0] == '\0';
     if (answer->cause[0] != '\0')
         snprintf(it->cause, sizeof it->cause, "%.*s", (int)sizeof it->cause - 1, answer->cause);
     *what = *it;
     if (answer->kind == OS_LINK_TRY || answer->code != OS_OK)
-        it->foreign = false; /* who has another origin is told now, and asks there */
+        it->foreign = false;
     if (answer->kind == OS_LINK_TRY)
-        return what->foreign;
+        return what->foreign || first; /* who has another origin, or another image, asks there */
     if (answer->code != OS_OK) {
         bool dropped = it->cancelled;
         os_spans_take_back(spans, it);
@@ -112,7 +113,7 @@ static bool take_answer(os_spans *spans, const os_link_answer *answer, os_span *
             os_spans_forget(spans, it);
         else
             spans->pause_until = os_spans_now(spans) + PAUSE_NS;
-        return what->foreign;
+        return what->foreign || first;
     }
     spans->count.flying--;
     spans->count.fetched++;

@@ -337,3 +337,32 @@ def test_what_came_is_kept_in_the_store(objects: ObjectSet, origin: Origin, tmp_
             check_all(found, objects)
             assert found.served.count("kept_bytes") > 0
             assert found.served.count("fetched") == 0
+
+
+def test_what_many_images_have_is_fetched_for_one_of_them(tmp_path: Path, origin: Origin) -> None:
+    """Each has it in a pack of its own, as images do that were built apart."""
+    sets = [
+        make_objects(tmp_path / str(number), {"before": bytes([number]) * 70_000, "file": CONTENTS["large"]})
+        for number in range(6)
+    ]
+    with remote(sets[0], origin) as found:
+        for one in sets[1:]:
+            origin.add_directory(one.packs)
+            found.add(one)
+        assert found.served.read(sets[0], "file") == CONTENTS["large"]
+        size = sum(path.stat().st_size for path in sets[0].packs.iterdir())
+        assert found.served.count("fetched_bytes") <= size
+
+
+def test_the_next_image_is_asked_when_the_first_ones_origin_is_in_trouble(tmp_path: Path, origin: Origin) -> None:
+    sets = [
+        make_objects(tmp_path / str(number), {"before": bytes([number]) * 70_000, "file": CONTENTS["large"]})
+        for number in range(2)
+    ]
+    (pack,) = sets[0].pack_names()
+    with remote(sets[0], origin) as found:
+        del origin.blobs[pack]  # 404
+        origin.add_directory(sets[1].packs)
+        found.add(sets[1])
+        assert found.served.read(sets[0], "file") == CONTENTS["large"]
+        assert found.served.count("errors") == 0
