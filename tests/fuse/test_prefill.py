@@ -402,7 +402,8 @@ def test_another_boot_pack_than_the_one_that_comes_has_a_pusher_of_its_own(made:
     with prefill.Ahead() as ahead, far_start(made, tmp_path) as (attachment, origin, pack):
         ahead.fork()
         with remote_file(pack, origin, tmp_path / "blobs") as file:
-            ahead.stream(replace(file, digest="sha256:" + "0" * 64), [Source(origin.url)])
+            # From nowhere: no thread of the origin is at work while the second pusher is forked.
+            ahead.stream(replace(file, digest="sha256:" + "0" * 64), [Source("http://127.0.0.1:9/{digest}")])
             pusher = prefill.start(attachment, file, ahead)
             assert pusher is not None
             report = pusher.wait(PATIENCE_S)
@@ -419,7 +420,7 @@ def test_a_pusher_that_was_killed_ahead_of_its_image_costs_the_boot_pack_alone(m
             os.kill(ahead.process, signal.SIGKILL)
             ended = select.poll()
             ended.register(ahead.report_pipe, 0)
-            assert ended.poll(10_000), "its end of the pipe is closed"
+            assert ended.poll(PATIENCE_S * 1000), "its end of the pipe is closed"
             pusher = prefill.start(attachment, file, ahead)
             assert pusher is not None
             assert pusher.wait(0) is None
