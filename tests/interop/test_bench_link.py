@@ -17,7 +17,6 @@ import cext
 from benchmarks.macro.link import Link, Shape, link
 from benchmarks.macro.services import unmount_below
 
-pytestmark = pytest.mark.timeout(120)
 SIZE = 4_000_000
 SHAPE = Shape(megabits=200, delay_ms=5)
 _SERVER = """

@@ -26,13 +26,14 @@ def host(directory: Path, settings: str) -> Far:
 @pytest.mark.usefixtures("real_machine")
 def test_a_start_without_pages_needs_no_network(tmp_path: Path) -> None:
     with docker_registry(tmp_path / "registry") as server:
-        settings = server.settings() + "[run]\nlinger = 60\ndeadline = 30\n"
+        settings = server.settings() + "[run]\nlinger = 600\ndeadline = 300\n"
         maker = host(tmp_path / "maker", settings).onesec
         image = shell_image(tmp_path, files={"srv/hello": b"hello\n" * 3000, "srv/other": os.urandom(1 << 20)})
         name = f"{server.host}/me/app:1"
         for words in (["import", image, "-t", "app"], ["profile", "app", *WORDS], ["push", "app", name]):
             said = maker(*words)
             assert said.status == 0, said.err
+        end_servers(Far(maker, ""))
         far = Far(host(tmp_path / "far", settings).onesec, f"{server.host}/me")
         assert far.onesec("run", name, *WORDS).out == "hello\n" * 3000
         eventually(lambda: far.statistics()["prefetched_chunks"] > 0)
