@@ -98,6 +98,13 @@ class Ingest:
         """A whole regular file of `size` bytes, read from its start. Returns its ticket."""
         return self._engine.add_file(fd, size)
 
+    def add_tree(self, root: int) -> tuple[bytes, list[str]]:
+        """Everything in a directory, which root is a descriptor of. Returns the decoded layer index of the tree, as it
+        is (docs/format.md, section 4), and a note for each thing that no image can have. Raises OSError, CorruptError
+        for what changes while it is read, LimitError. imagebuilder/trees.py is the slow twin.
+        """
+        return self._engine.add_tree(root)
+
     def add_bytes(self, data: Buffer) -> int:
         view = memoryview(data).cast("B")
         ticket = self._engine.begin(len(view))

@@ -181,11 +181,19 @@ class Workshop:
 
     def make(self, fill: Callable[[LayerWriter], None], *, packs: Iterable[Descriptor] = ()) -> LayerRecord:
         """packs: where the chunks of entries added by `add_known` live."""
-        layout, chunks = self.layout, self.chunks
-        with layout.staging() as staging, cext.Ingest(staging.fd, known=chunks) as ingest:
+
+        def produce(ingest: cext.Ingest) -> bytes:
             writer = LayerWriter(ingest)
             fill(writer)
-            index = writer.encode()
+            return writer.encode()
+
+        return self.make_indexed(produce, packs=packs)
+
+    def make_indexed(self, produce: Callable[[cext.Ingest], bytes], *, packs: Iterable[Descriptor] = ()) -> LayerRecord:
+        """produce: puts contents into the ingest and returns the decoded layer index over them."""
+        layout, chunks = self.layout, self.chunks
+        with layout.staging() as staging, cext.Ingest(staging.fd, known=chunks) as ingest:
+            index = produce(ingest)
             result = ingest.finish()
             used = {pack.digest: pack for pack in packs}
             for made in result.packs:

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable
 
+import cext
 from cext.errors import CorruptError, LimitError
 from imagebuilder.layer import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, SYMLINK, LayerWriter, Workshop, entry
 from lazyfs.index.model import Entry, Kind, xattr_allowed
@@ -21,14 +22,18 @@ def layer_from_tree(workshop: Workshop, path: str | bytes, *, note: Callable[[st
     Sockets are left out, with a note. The root's own entry is the directory's.
     """
 
-    def fill(layer: LayerWriter) -> None:
+    def produce(ingest: cext.Ingest) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            Walk(layer, note).directory(fd, b"")
+            index, notes = ingest.add_tree(fd)
         finally:
             os.close(fd)
+        if note is not None:
+            for one in notes:
+                note(one)
+        return index
 
-    return workshop.make(fill)
+    return workshop.make_indexed(produce)
 
 
 def join(path: bytes, name: bytes) -> bytes:
@@ -70,7 +75,11 @@ def check_depth(path: bytes) -> None:
 
 
 class Walk:
-    """Adds what stands in a directory; every step goes through a directory descriptor."""
+    """Adds what stands in a directory; every step goes through a directory descriptor.
+
+    Whole trees take the fast road, cext.Ingest.add_tree; this is what it is tested against, and what a walk that looks
+    at more than the tree (imagebuilder/upper.py) is made of.
+    """
 
     def __init__(self, layer: LayerWriter, note: Callable[[str], None] | None) -> None:
         self._layer = layer

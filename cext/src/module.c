@@ -12,6 +12,7 @@ int os_py_add_ingest(PyObject *module);
 int os_py_add_launch(PyObject *module);
 int os_py_add_mount(PyObject *module);
 int os_py_add_object_server(PyObject *module);
+int os_py_add_pack(PyObject *module);
 int os_py_add_privileges(PyObject *module);
 int os_py_add_store(PyObject *module);
 
@@ -28,6 +29,7 @@ static int (*const PARTS[])(PyObject *) = {
     os_py_add_launch,
     os_py_add_mount,
     os_py_add_object_server,
+    os_py_add_pack,
     os_py_add_privileges,
     os_py_add_store,
 };

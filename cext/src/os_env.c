@@ -1,14 +1,18 @@
 #define _GNU_SOURCE
 #include "os_env.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/statfs.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
+
+#define PATH_BELOW 320 /* a descriptor in /proc, and a name of 255 bytes */
 
 static int system_openat(void *context, int directory, const char *path, int flags, mode_t mode) {
     (void)context;
@@ -43,6 +47,11 @@ static ssize_t system_pread(void *context, int fd, void *buffer, size_t size, of
 static ssize_t system_pwrite(void *context, int fd, const void *buffer, size_t size, off_t offset) {
     (void)context;
     return pwrite(fd, buffer, size, offset);
+}
+
+static off_t system_seek_data(void *context, int fd, off_t offset) {
+    (void)context;
+    return lseek(fd, offset, SEEK_DATA);
 }
 
 static int system_fdatasync(void *context, int fd) {
@@ -99,6 +108,44 @@ static uint32_t system_random(void *context) {
     return value;
 }
 
+static int system_stat(void *context, int fd, const char *name, struct stat *out) {
+    (void)context;
+    return fstatat(fd, name, out, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH);
+}
+
+static ssize_t system_list_directory(void *context, int fd, void *buffer, size_t size) {
+    (void)context;
+    return getdents64(fd, buffer, size);
+}
+
+static ssize_t system_read_link(void *context, int fd, const char *name, char *buffer, size_t size) {
+    (void)context;
+    return readlinkat(fd, name, buffer, size);
+}
+
+/* To what cannot be opened: resolves nothing but the descriptor. */
+static void path_below(int fd, const char *name, char path[PATH_BELOW]) {
+    snprintf(path, PATH_BELOW, "/proc/self/fd/%d/%s", fd, name);
+}
+
+static ssize_t system_list_xattrs(void *context, int fd, const char *name, char *buffer, size_t size) {
+    char path[PATH_BELOW];
+    (void)context;
+    if (name[0] == '\0')
+        return flistxattr(fd, buffer, size);
+    path_below(fd, name, path);
+    return llistxattr(path, buffer, size);
+}
+
+static ssize_t system_get_xattr(void *context, int fd, const char *name, const char *key, void *buffer, size_t size) {
+    char path[PATH_BELOW];
+    (void)context;
+    if (name[0] == '\0')
+        return fgetxattr(fd, key, buffer, size);
+    path_below(fd, name, path);
+    return lgetxattr(path, key, buffer, size);
+}
+
 static void *system_allocate(void *context, size_t size) {
     (void)context;
     return malloc(size);
@@ -127,6 +174,7 @@ const os_env os_env_system = {
     .writev = system_writev,
     .pread = system_pread,
     .pwrite = system_pwrite,
+    .seek_data = system_seek_data,
     .fdatasync = system_fdatasync,
     .start_writeback = system_start_writeback,
     .renameat = system_renameat,
@@ -136,6 +184,11 @@ const os_env os_env_system = {
     .socket = system_socket,
     .monotonic_ns = system_monotonic_ns,
     .random = system_random,
+    .stat = system_stat,
+    .list_directory = system_list_directory,
+    .read_link = system_read_link,
+    .list_xattrs = system_list_xattrs,
+    .get_xattr = system_get_xattr,
     .allocate = system_allocate,
     .reallocate = system_reallocate,
     .release = system_release,

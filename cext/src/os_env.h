@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
@@ -20,6 +21,7 @@ typedef struct os_env {
     ssize_t (*writev)(void *context, int fd, const struct iovec *parts, int count);
     ssize_t (*pread)(void *context, int fd, void *buffer, size_t size, off_t offset);
     ssize_t (*pwrite)(void *context, int fd, const void *buffer, size_t size, off_t offset);
+    off_t (*seek_data)(void *context, int fd, off_t offset); /* lseek, SEEK_DATA */
     int (*fdatasync)(void *context, int fd);
     void (*start_writeback)(void *context, int fd); /* of what is dirty; waits for nothing, promises nothing */
     int (*renameat)(void *context, int from, const char *from_path, int to, const char *to_path);
@@ -29,6 +31,12 @@ typedef struct os_env {
     int (*socket)(void *context, int family, int type, int protocol);
     uint64_t (*monotonic_ns)(void *context);
     uint32_t (*random)(void *context); /* for jitter, not for secrets */
+    /* A directory tree. name "": fd itself. A name is one component; of a symlink it is the link. */
+    int (*stat)(void *context, int fd, const char *name, struct stat *out);
+    ssize_t (*list_directory)(void *context, int fd, void *buffer, size_t size); /* getdents64 */
+    ssize_t (*read_link)(void *context, int fd, const char *name, char *buffer, size_t size);
+    ssize_t (*list_xattrs)(void *context, int fd, const char *name, char *buffer, size_t size);
+    ssize_t (*get_xattr)(void *context, int fd, const char *name, const char *key, void *buffer, size_t size);
     void *(*allocate)(void *context, size_t size);
     void *(*reallocate)(void *context, void *memory, size_t size); /* memory: from allocate, or NULL */
     void (*release)(void *context, void *memory);

@@ -21,13 +21,13 @@
 
 #include "os_frame.h"
 
-static os_code keep(os_ingest *ingest, os_code code, os_failure *failure) {
+os_code os_ingest_keep(os_ingest *ingest, os_code code, os_failure *failure) {
     if (code != OS_OK && code != OS_CLOSED) /* misuse breaks nothing */
         ingest->failure = *failure;
     return code;
 }
 
-static os_code usable(os_ingest *ingest, bool open, os_failure *failure) {
+os_code os_ingest_usable(os_ingest *ingest, bool open, os_failure *failure) {
     if (ingest->failure.code != OS_OK) {
         *failure = ingest->failure;
         return failure->code;
@@ -40,7 +40,7 @@ static os_code usable(os_ingest *ingest, bool open, os_failure *failure) {
 }
 
 os_code os_ingest_begin(os_ingest *ingest, uint64_t size, uint32_t *ticket, os_failure *failure) {
-    os_code code = usable(ingest, false, failure);
+    os_code code = os_ingest_usable(ingest, false, failure);
     if (code != OS_OK)
         return code;
     os_ingest_content made = {0, ingest->parts.size, 0};
@@ -53,7 +53,7 @@ os_code os_ingest_begin(os_ingest *ingest, uint64_t size, uint32_t *ticket, os_f
     ingest->large = size != UINT64_MAX && size > OS_FILE_SHARED;
     ingest->taken = ingest->zero_run = 0;
     ingest->block_size = ingest->window_start = ingest->window_end = 0;
-    return keep(ingest, code, failure);
+    return os_ingest_keep(ingest, code, failure);
 }
 
 static os_code count_bytes(os_ingest *ingest, uint64_t size, os_failure *failure) {
@@ -68,7 +68,7 @@ static os_code count_bytes(os_ingest *ingest, uint64_t size, os_failure *failure
 
 os_code os_ingest_update(os_ingest *ingest, const void *data, size_t size, os_failure *failure) {
     const uint8_t *from = data;
-    os_code code = usable(ingest, true, failure);
+    os_code code = os_ingest_usable(ingest, true, failure);
     if (code == OS_OK)
         code = count_bytes(ingest, size, failure);
     if (code == OS_OK && ingest->block_size) {
@@ -91,12 +91,12 @@ os_code os_ingest_update(os_ingest *ingest, const void *data, size_t size, os_fa
         memcpy(ingest->block, from + whole, size - whole);
         ingest->block_size = size - whole;
     }
-    return keep(ingest, code, failure);
+    return os_ingest_keep(ingest, code, failure);
 }
 
 os_code os_ingest_zeros(os_ingest *ingest, uint64_t size, os_failure *failure) {
     static const uint8_t ZEROS[OS_HOLE_BLOCK];
-    os_code code = usable(ingest, true, failure);
+    os_code code = os_ingest_usable(ingest, true, failure);
     if (code == OS_OK && ingest->block_size) {
         uint64_t step = OS_HOLE_BLOCK - ingest->block_size;
         if (step > size)
@@ -112,11 +112,11 @@ os_code os_ingest_zeros(os_ingest *ingest, uint64_t size, os_failure *failure) {
             code = os_ingest_update(ingest, ZEROS, (size_t)(size - whole), failure);
         }
     }
-    return keep(ingest, code, failure);
+    return os_ingest_keep(ingest, code, failure);
 }
 
 os_code os_ingest_end(os_ingest *ingest, os_failure *failure) {
-    os_code code = usable(ingest, true, failure);
+    os_code code = os_ingest_usable(ingest, true, failure);
     if (code != OS_OK)
         return code;
     if (ingest->block_size)
@@ -133,32 +133,7 @@ os_code os_ingest_end(os_ingest *ingest, os_failure *failure) {
     last->parts_size = ingest->parts.size - last->parts;
     ingest->statistics.bytes += ingest->taken;
     ingest->open = false;
-    return keep(ingest, code, failure);
-}
-
-os_code os_ingest_update_from(os_ingest *ingest, int fd, uint64_t offset, size_t size, os_failure *failure) {
-    const os_env *env = ingest->options.env;
-    os_code code = usable(ingest, true, failure);
-    if (code == OS_OK && !ingest->read_buffer &&
-        !(ingest->read_buffer = os_ingest_allocate(ingest, OS_INGEST_READ_STEP)))
-        code = os_ingest_no_memory(failure);
-    while (code == OS_OK && size) {
-        ssize_t count = env->pread(env->context, fd, ingest->read_buffer,
-                                   size < OS_INGEST_READ_STEP ? size : OS_INGEST_READ_STEP, (off_t)offset);
-        if (count < 0 && errno == EINTR)
-            continue;
-        if (count < 0)
-            code = os_fail_errno(failure, errno, "content: cannot read");
-        else if (count == 0)
-            code = os_fail(failure, OS_CORRUPT, "content: the file became shorter while it was read");
-        else
-            code = os_ingest_update(ingest, ingest->read_buffer, (size_t)count, failure);
-        if (code == OS_OK) {
-            offset += (size_t)count;
-            size -= (size_t)count;
-        }
-    }
-    return keep(ingest, code, failure);
+    return os_ingest_keep(ingest, code, failure);
 }
 
 os_code os_ingest_parts(const os_ingest *ingest, uint32_t ticket, uint64_t *size, const uint8_t **parts,
@@ -178,7 +153,7 @@ os_code os_ingest_parts(const os_ingest *ingest, uint32_t ticket, uint64_t *size
 }
 
 os_code os_ingest_finish(os_ingest *ingest, os_failure *failure) {
-    os_code code = usable(ingest, false, failure);
+    os_code code = os_ingest_usable(ingest, false, failure);
     if (code == OS_OK)
         code = os_ingest_close_shared(ingest, failure);
     if (code == OS_OK)
@@ -189,7 +164,7 @@ os_code os_ingest_finish(os_ingest *ingest, os_failure *failure) {
         code = os_ingest_sync_closing(ingest, failure);
     if (code == OS_OK)
         ingest->finished = true;
-    return keep(ingest, code, failure);
+    return os_ingest_keep(ingest, code, failure);
 }
 
 uint32_t os_ingest_pack_count(const os_ingest *ingest) {
@@ -290,10 +265,11 @@ void os_ingest_free(os_ingest *ingest) {
     for (unsigned at = 0; at < OS_INGEST_RING; at++)
         free_job_buffers(ingest, &ingest->jobs[at]);
     free_job_buffers(ingest, &ingest->shared);
-    os_ingest_column *columns[] = {&ingest->seen, &ingest->known, &ingest->parts,  &ingest->contents, &ingest->packs,
-                                   &ingest->clen, &ingest->ulen,  &ingest->counts, &ingest->lengths,  &ingest->ids};
+    os_id_set_free(&ingest->seen, env);
+    os_column *columns[] = {&ingest->known, &ingest->parts,  &ingest->contents, &ingest->packs, &ingest->clen,
+                            &ingest->ulen,  &ingest->counts, &ingest->lengths,  &ingest->ids};
     for (size_t at = 0; at < sizeof columns / sizeof *columns; at++)
-        os_ingest_release(ingest, columns[at]->data);
+        os_column_free(columns[at], env);
     os_ingest_release(ingest, ingest->block);
     os_ingest_release(ingest, ingest->read_buffer);
     os_ingest_release(ingest, ingest->window);

@@ -45,9 +45,11 @@ os_code os_ingest_zeros(os_ingest *ingest, uint64_t size, os_failure *failure);
 os_code os_ingest_end(os_ingest *ingest, os_failure *failure);
 /* An update with size bytes of fd at offset. OS_CORRUPT if the file has fewer. */
 os_code os_ingest_update_from(os_ingest *ingest, int fd, uint64_t offset, size_t size, os_failure *failure);
+/* One step through a file of size bytes, of which *offset were taken: a hole, or 16 MiB at most. */
+os_code os_ingest_file_step(os_ingest *ingest, int fd, uint64_t size, uint64_t *offset, os_failure *failure);
 
-/* Of an ended content: its size, and its parts as `u64 length, id[32]` (borrowed until free;
- * NULL if there are none). */
+/* Of an ended content: its size, and its parts as `u64 length, id[32]` (borrowed until the
+ * next content; NULL if there are none). */
 os_code os_ingest_parts(const os_ingest *ingest, uint32_t ticket, uint64_t *size, const uint8_t **parts,
                         size_t *parts_size, os_failure *failure);
 

@@ -28,10 +28,10 @@ static os_code take_chunk(os_ingest *ingest, const uint8_t *data, uint32_t size,
     os_blake3(data, size, id);
     ingest->statistics.chunks++;
     os_code code = add_part(ingest, size, id, failure);
-    if (code == OS_OK)
-        code = os_ingest_seen_add(ingest, id, &fresh, failure);
     if (code != OS_OK)
         return code;
+    if (!os_id_set_add(&ingest->seen, ingest->options.env, id, &fresh))
+        return os_ingest_no_memory(failure);
     if (!fresh) {
         ingest->statistics.same_chunks++;
         return OS_OK;

@@ -12,7 +12,7 @@
 
 #define WRITEBACK_STEP (8u << 20) /* of a pack, after which the disk is asked to begin */
 
-static os_code append_u32(const os_ingest *ingest, os_ingest_column *to, uint32_t value, os_failure *failure) {
+static os_code append_u32(const os_ingest *ingest, os_column *to, uint32_t value, os_failure *failure) {
     return os_ingest_append(ingest, to, &value, sizeof value, failure);
 }
 

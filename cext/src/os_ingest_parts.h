@@ -6,6 +6,8 @@
 #include <pthread.h>
 #include <stdbool.h>
 
+#include "os_column.h"
+#include "os_id_set.h"
 #include "os_ingest.h"
 #include "os_limits.h"
 #include "os_sha256.h"
@@ -52,12 +54,6 @@ typedef struct os_ingest_pack_file {
     uint8_t digest[OS_ID_SIZE]; /* if options.digests */
 } os_ingest_pack_file;
 
-/* A growing column. */
-typedef struct os_ingest_column {
-    uint8_t *data; /* owned */
-    size_t size, room;
-} os_ingest_column;
-
 struct os_ingest {
     os_ingest_options options; /* immutable */
     pthread_mutex_t lock;
@@ -70,12 +66,11 @@ struct os_ingest {
     os_ingest_job jobs[OS_INGEST_RING];
     os_ingest_job shared; /* caller's: the shared frame that is open; only plain and chunks are used */
 
-    os_ingest_column seen; /* hash set of ids: slots of 32 bytes, all zero is empty */
-    size_t seen_count;
-    os_ingest_column known;    /* digests of older packs */
-    os_ingest_column parts;    /* of all contents */
-    os_ingest_column contents; /* of content */
-    os_ingest_column packs;    /* of pack */
+    os_id_set seen;     /* ids of chunks that were met */
+    os_column known;    /* digests of older packs */
+    os_column parts;    /* of all contents */
+    os_column contents; /* of content */
+    os_column packs;    /* of pack */
 
     /* the content that is open */
     bool open, large;
@@ -84,8 +79,8 @@ struct os_ingest {
     size_t block_size;
     uint8_t *window; /* owned, OS_INGEST_WINDOW: the data segment, as far as it is not cut */
     size_t window_start, window_end;
-    uint8_t *read_buffer; /* owned, OS_INGEST_READ_STEP, made by the first read: a mapping each time would cost its page
-                             faults */
+    /* owned, OS_INGEST_READ_STEP, made by the first read: a mapping each time would cost its page faults */
+    uint8_t *read_buffer;
 
     /* the pack that is open */
     int fd;                /* owned; -1: none */
@@ -93,23 +88,25 @@ struct os_ingest {
     uint64_t written_back; /* of offset: the disk was asked to begin */
     uint64_t offset;
     os_sha256_hasher hasher; /* of what was written, if options.digests */
-    os_ingest_column clen, ulen, counts, lengths, ids;
+    os_column clen, ulen, counts, lengths, ids;
 
     bool finished;
     os_failure failure; /* the first one; stays */
     os_ingest_statistics statistics;
 };
 
-/* ---- os_ingest_columns.c ---- */
+/* ---- os_ingest_memory.c ---- */
 
 os_code os_ingest_no_memory(os_failure *failure);
 void *os_ingest_allocate(const os_ingest *ingest, size_t size);
 void *os_ingest_reallocate(const os_ingest *ingest, void *memory, size_t size);
 void os_ingest_release(const os_ingest *ingest, void *memory); /* which may be NULL */
-os_code os_ingest_append(const os_ingest *ingest, os_ingest_column *to, const void *data, size_t size,
-                         os_failure *failure);
-/* *fresh: the id was not in the set, and is now. An id of 32 zero bytes is the id of no content that can be found. */
-os_code os_ingest_seen_add(os_ingest *ingest, const uint8_t *id, bool *fresh, os_failure *failure);
+os_code os_ingest_append(const os_ingest *ingest, os_column *to, const void *data, size_t size, os_failure *failure);
+
+/* ---- os_ingest.c ---- */
+
+os_code os_ingest_keep(os_ingest *ingest, os_code code, os_failure *failure); /* the first failure stays */
+os_code os_ingest_usable(os_ingest *ingest, bool open, os_failure *failure);  /* open: want a content that is */
 
 /* ---- os_ingest_frames.c: the ring ---- */
 

@@ -13,7 +13,6 @@
 #include "os_hash.h"
 #include "os_layer_entry.h"
 
-#define RECORD_CONTEXT "onesec 2026 layer directory v1"
 #define OBJECT_CONTEXT "onesec 2026 object v1"
 
 typedef struct record {
@@ -293,7 +292,7 @@ static os_code read_records(decoder *d, const uint8_t *at, const uint8_t *end) {
         one->size = os_get32(at);
         one->data = at + 4;
         at += 4 + one->size;
-        os_blake3_derive(RECORD_CONTEXT, one->data, one->size, one->digest);
+        os_blake3_derive(OS_LAYER_RECORD_CONTEXT, one->data, one->size, one->digest);
         if (find_record(d, one->digest) != NO_RECORD)
             return corrupt(d, "a record stands there twice");
         os_code code = read_record(d, one);

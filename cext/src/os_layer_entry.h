@@ -8,8 +8,9 @@
 
 #include "os_result.h"
 
-#define OS_LAYER_ENTRY 56u /* bytes before the name */
-#define OS_LAYER_PART 40u  /* u64 length, id[32] */
+#define OS_LAYER_ENTRY 56u                                       /* bytes before the name */
+#define OS_LAYER_PART 40u                                        /* u64 length, id[32] */
+#define OS_LAYER_RECORD_CONTEXT "onesec 2026 layer directory v1" /* of a record's digest */
 
 /* Everything borrowed from the index. */
 typedef struct os_layer_entry {

@@ -1,8 +1,7 @@
 /* IngestEngine: os_ingest for Python. cext/ingest.py is the face that users see. */
-#include "py_common.h"
+#include "py_ingest.h"
 
 #include <errno.h>
-#include <stdbool.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -11,41 +10,24 @@
 #include "os_pack.h"
 #include "os_sha256.h"
 
-#define SIGNAL_STEP (16u << 20) /* bytes between two looks for Ctrl-C */
-
-typedef struct engine {
-    PyObject_HEAD os_ingest *ingest; /* owned; NULL: closed */
-    PyObject *known;                 /* owned capsule, or NULL */
-    int directory;                   /* owned */
-    bool digests;                    /* the engine makes them; immutable */
-    bool busy;                       /* a call runs without the GIL; guarded by the GIL */
-} engine;
-
-static PyObject *closed_error(const engine *self) {
+PyObject *os_py_ingest_refuse(const os_py_ingest *self) {
     os_failure failure;
     os_fail(&failure, OS_CLOSED, self->ingest ? "ingest: another call is running" : "ingest: it is closed");
     return os_py_raise(&failure);
 }
 
-static bool enter(engine *self) {
+bool os_py_ingest_enter(os_py_ingest *self) {
     if (!self->ingest || self->busy) {
-        closed_error(self);
+        os_py_ingest_refuse(self);
         return false;
     }
     self->busy = true;
     return true;
 }
 
-/* Runs one call of the engine without the GIL. */
-#define WITHOUT_GIL(self, code, call)                                                                                  \
-    do {                                                                                                               \
-        Py_BEGIN_ALLOW_THREADS(code) = (call);                                                                         \
-        Py_END_ALLOW_THREADS                                                                                           \
-    } while (0)
-
 static int engine_init(PyObject *object, PyObject *arguments, PyObject *names) {
     static char *keywords[] = {"directory", "known", "level", "threads", "pack_size", "digests", NULL};
-    engine *self = (engine *)object;
+    os_py_ingest *self = (os_py_ingest *)object;
     int directory, level = 3, threads = 0, digests = -1;
     unsigned long long pack_size = OS_PACK_MAX;
     PyObject *known = Py_None, *capsule = NULL;
@@ -97,10 +79,10 @@ static int engine_init(PyObject *object, PyObject *arguments, PyObject *names) {
 }
 
 static PyObject *engine_close(PyObject *object, PyObject *ignored) {
-    engine *self = (engine *)object;
+    os_py_ingest *self = (os_py_ingest *)object;
     (void)ignored;
     if (self->busy)
-        return closed_error(self);
+        return os_py_ingest_refuse(self);
     os_ingest *ingest = self->ingest;
     self->ingest = NULL;
     if (ingest) {
@@ -123,18 +105,18 @@ static void engine_free(PyObject *object) {
 
 static PyObject *engine_new(PyTypeObject *type, PyObject *arguments, PyObject *names) {
     (void)arguments, (void)names;
-    engine *self = (engine *)type->tp_alloc(type, 0);
+    os_py_ingest *self = (os_py_ingest *)type->tp_alloc(type, 0);
     if (self)
         self->directory = -1;
     return (PyObject *)self;
 }
 
 static PyObject *engine_begin(PyObject *object, PyObject *arguments) {
-    engine *self = (engine *)object;
+    os_py_ingest *self = (os_py_ingest *)object;
     os_failure failure;
     uint32_t ticket;
     long long size = -1;
-    if (!PyArg_ParseTuple(arguments, "|L", &size) || !enter(self))
+    if (!PyArg_ParseTuple(arguments, "|L", &size) || !os_py_ingest_enter(self))
         return NULL;
     os_code code = os_ingest_begin(self->ingest, size < 0 ? UINT64_MAX : (uint64_t)size, &ticket, &failure);
     self->busy = false;
@@ -142,17 +124,17 @@ static PyObject *engine_begin(PyObject *object, PyObject *arguments) {
 }
 
 static PyObject *engine_update(PyObject *object, PyObject *data) {
-    engine *self = (engine *)object;
+    os_py_ingest *self = (os_py_ingest *)object;
     os_failure failure;
     os_code code = OS_OK;
     Py_buffer view;
     if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0)
         return NULL;
-    if (!enter(self)) {
+    if (!os_py_ingest_enter(self)) {
         PyBuffer_Release(&view);
         return NULL;
     }
-    WITHOUT_GIL(self, code, os_ingest_update(self->ingest, view.buf, (size_t)view.len, &failure));
+    OS_WITHOUT_GIL(code, os_ingest_update(self->ingest, view.buf, (size_t)view.len, &failure));
     self->busy = false;
     PyBuffer_Release(&view);
     if (code != OS_OK)
@@ -161,13 +143,13 @@ static PyObject *engine_update(PyObject *object, PyObject *data) {
 }
 
 static PyObject *engine_zeros(PyObject *object, PyObject *argument) {
-    engine *self = (engine *)object;
+    os_py_ingest *self = (os_py_ingest *)object;
     os_failure failure;
     os_code code;
     unsigned long long size = PyLong_AsUnsignedLongLong(argument);
-    if (PyErr_Occurred() || !enter(self))
+    if (PyErr_Occurred() || !os_py_ingest_enter(self))
         return NULL;
-    WITHOUT_GIL(self, code, os_ingest_zeros(self->ingest, size, &failure));
+    OS_WITHOUT_GIL(code, os_ingest_zeros(self->ingest, size, &failure));
     self->busy = false;
     if (code != OS_OK)
         return os_py_raise(&failure);
@@ -175,43 +157,21 @@ static PyObject *engine_zeros(PyObject *object, PyObject *argument) {
 }
 
 static PyObject *engine_end(PyObject *object, PyObject *ignored) {
-    engine *self = (engine *)object;
+    os_py_ingest *self = (os_py_ingest *)object;
     os_failure failure;
     os_code code;
     (void)ignored;
-    if (!enter(self))
+    if (!os_py_ingest_enter(self))
         return NULL;
-    WITHOUT_GIL(self, code, os_ingest_end(self->ingest, &failure));
+    OS_WITHOUT_GIL(code, os_ingest_end(self->ingest, &failure));
     self->busy = false;
     if (code != OS_OK)
         return os_py_raise(&failure);
     Py_RETURN_NONE;
 }
 
-/* The next place at or after offset that may hold data; end of file counts as size. A speed-up only: what is skipped
- * reads as zeros. */
-static uint64_t next_data(int fd, uint64_t offset, uint64_t size) {
-    off_t found = lseek(fd, (off_t)offset, SEEK_DATA);
-    if (found < 0)
-        return errno == ENXIO ? size : offset;
-    return (uint64_t)found < size ? (uint64_t)found : size;
-}
-
-/* One step of a file: a hole, or up to SIGNAL_STEP bytes. */
-static os_code file_step(os_ingest *ingest, int fd, uint64_t size, uint64_t *offset, os_failure *failure) {
-    uint64_t data = size - *offset > OS_HOLE_MIN ? next_data(fd, *offset, size) : *offset;
-    uint64_t from = *offset;
-    if (data > from) {
-        *offset = data;
-        return os_ingest_zeros(ingest, data - from, failure);
-    }
-    uint64_t step = size - from < SIGNAL_STEP ? size - from : SIGNAL_STEP;
-    *offset += step;
-    return os_ingest_update_from(ingest, fd, from, (size_t)step, failure);
-}
-
 static PyObject *engine_add_file(PyObject *object, PyObject *arguments) {
-    engine *self = (engine *)object;
+    os_py_ingest *self = (os_py_ingest *)object;
     os_failure failure;
     uint32_t ticket;
     uint64_t offset = 0;
@@ -219,11 +179,11 @@ static PyObject *engine_add_file(PyObject *object, PyObject *arguments) {
     int fd;
     bool interrupted = false;
     struct stat now;
-    if (!PyArg_ParseTuple(arguments, "iK", &fd, &size) || !enter(self))
+    if (!PyArg_ParseTuple(arguments, "iK", &fd, &size) || !os_py_ingest_enter(self))
         return NULL;
     os_code code = os_ingest_begin(self->ingest, size, &ticket, &failure);
     while (code == OS_OK && offset < size && !interrupted) {
-        WITHOUT_GIL(self, code, file_step(self->ingest, fd, size, &offset, &failure));
+        OS_WITHOUT_GIL(code, os_ingest_file_step(self->ingest, fd, size, &offset, &failure));
         interrupted = code == OS_OK && PyErr_CheckSignals() < 0;
     }
     if (code == OS_OK && !interrupted) {
@@ -234,7 +194,7 @@ static PyObject *engine_add_file(PyObject *object, PyObject *arguments) {
                 os_fail(&failure, OS_CORRUPT, "content: the file changed its size from %llu to %lld while it was read",
                         size, (long long)now.st_size);
         else
-            WITHOUT_GIL(self, code, os_ingest_end(self->ingest, &failure));
+            OS_WITHOUT_GIL(code, os_ingest_end(self->ingest, &failure));
     }
     self->busy = false;
     if (interrupted)
@@ -243,13 +203,13 @@ static PyObject *engine_add_file(PyObject *object, PyObject *arguments) {
 }
 
 static PyObject *engine_parts(PyObject *object, PyObject *argument) {
-    engine *self = (engine *)object;
+    os_py_ingest *self = (os_py_ingest *)object;
     os_failure failure;
     uint64_t size;
     const uint8_t *parts;
     size_t parts_size;
     unsigned long ticket = PyLong_AsUnsignedLong(argument);
-    if (PyErr_Occurred() || !enter(self))
+    if (PyErr_Occurred() || !os_py_ingest_enter(self))
         return NULL;
     if (ticket > UINT32_MAX)
         ticket = UINT32_MAX;
@@ -294,14 +254,14 @@ static PyObject *known_of(const os_ingest *ingest) {
 }
 
 static PyObject *engine_finish(PyObject *object, PyObject *ignored) {
-    engine *self = (engine *)object;
+    os_py_ingest *self = (os_py_ingest *)object;
     os_failure failure;
     os_code code;
     os_ingest_statistics done;
     (void)ignored;
-    if (!enter(self))
+    if (!os_py_ingest_enter(self))
         return NULL;
-    WITHOUT_GIL(self, code, os_ingest_finish(self->ingest, &failure));
+    OS_WITHOUT_GIL(code, os_ingest_finish(self->ingest, &failure));
     self->busy = false;
     if (code != OS_OK)
         return os_py_raise(&failure);
@@ -322,6 +282,7 @@ static PyMethodDef methods[] = {
     {"zeros", engine_zeros, METH_O, NULL},
     {"end", engine_end, METH_NOARGS, NULL},
     {"add_file", engine_add_file, METH_VARARGS, NULL},
+    {"add_tree", os_py_ingest_add_tree, METH_O, NULL},
     {"parts", engine_parts, METH_O, NULL},
     {"finish", engine_finish, METH_NOARGS, NULL},
     {"close", engine_close, METH_NOARGS, NULL},
@@ -338,96 +299,9 @@ static PyType_Slot slots[] = {
 
 static PyType_Spec spec = {
     .name = "cext._native.IngestEngine",
-    .basicsize = sizeof(engine),
+    .basicsize = sizeof(os_py_ingest),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = slots,
-};
-
-/* ---- reading tables ---- */
-
-static PyObject *read_pack_table(PyObject *module, PyObject *argument) {
-    os_failure failure;
-    os_pack_table table;
-    uint8_t tail[16];
-    uint32_t size;
-    struct stat now;
-    int fd = PyObject_AsFileDescriptor(argument);
-    (void)module;
-    if (fd < 0)
-        return NULL;
-    if (fstat(fd, &now) < 0)
-        return PyErr_SetFromErrno(PyExc_OSError);
-    uint64_t blob = (uint64_t)now.st_size;
-    if (blob < sizeof tail || pread(fd, tail, sizeof tail, now.st_size - (off_t)sizeof tail) != (ssize_t)sizeof tail) {
-        os_fail(&failure, OS_CORRUPT, "pack: it does not end with a table");
-        return os_py_raise(&failure);
-    }
-    if (os_pack_footer(tail, blob, &size, &failure) != OS_OK)
-        return os_py_raise(&failure);
-    PyObject *payload = PyBytes_FromStringAndSize(NULL, size);
-    if (!payload)
-        return NULL;
-    uint8_t *data = (uint8_t *)PyBytes_AS_STRING(payload);
-    os_code code = OS_OK;
-    if (pread(fd, data, size, (off_t)(blob - size)) != (ssize_t)size)
-        code = os_fail(&failure, OS_CORRUPT, "pack: it changed while it was read");
-    if (code == OS_OK)
-        code = os_pack_table_parse(data, size, blob, &table, &failure);
-    if (code == OS_OK)
-        return payload;
-    Py_DECREF(payload);
-    return os_py_raise(&failure);
-}
-
-static PyObject *column_of(const uint8_t *column, uint32_t count) {
-    PyObject *tuple = PyTuple_New(count);
-    for (uint32_t row = 0; tuple && row < count; row++) {
-        PyObject *value = PyLong_FromUnsignedLong(os_pack_u32(column, row));
-        if (!value)
-            Py_CLEAR(tuple);
-        else
-            PyTuple_SET_ITEM(tuple, row, value);
-    }
-    return tuple;
-}
-
-static PyObject *pack_columns(PyObject *module, PyObject *arguments) {
-    os_failure failure;
-    os_pack_table table;
-    Py_buffer view;
-    unsigned long long blob;
-    PyObject *result = NULL;
-    (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*K", &view, &blob))
-        return NULL;
-    if (os_pack_table_parse(view.buf, (size_t)view.len, blob, &table, &failure) != OS_OK) {
-        os_py_raise(&failure);
-    } else {
-        PyObject *clen = column_of(table.frame_clen, table.frame_count);
-        PyObject *ulen = clen ? column_of(table.frame_ulen, table.frame_count) : NULL;
-        PyObject *counts = ulen ? column_of(table.frame_chunks, table.frame_count) : NULL;
-        PyObject *lengths = counts ? column_of(table.chunk_length, table.chunk_count) : NULL;
-        PyObject *ids = lengths ? PyBytes_FromStringAndSize((const char *)table.chunk_id,
-                                                            (Py_ssize_t)table.chunk_count * OS_ID_SIZE)
-                                : NULL;
-        if (ids)
-            result = Py_BuildValue("NNNNN", clen, ulen, counts, lengths, ids);
-        if (!result) {
-            Py_XDECREF(clen);
-            Py_XDECREF(ulen);
-            Py_XDECREF(counts);
-            Py_XDECREF(lengths);
-            Py_XDECREF(ids);
-        }
-    }
-    PyBuffer_Release(&view);
-    return result;
-}
-
-static PyMethodDef functions[] = {
-    {"pack_table", read_pack_table, METH_O, NULL},
-    {"pack_columns", pack_columns, METH_VARARGS, NULL},
-    {NULL, NULL, 0, NULL},
 };
 
 int os_py_add_ingest(PyObject *module) {
@@ -436,5 +310,5 @@ int os_py_add_ingest(PyObject *module) {
         return -1;
     int result = PyModule_AddObjectRef(module, "IngestEngine", type);
     Py_DECREF(type);
-    return result < 0 ? result : PyModule_AddFunctions(module, functions);
+    return result;
 }

@@ -15,7 +15,7 @@ import cext
 from cext._native import IngestEngine
 
 ROOT = Path(__file__).parents[3]
-KERNELS = ("gear", "hash", "frame", "pack", "result", "env", "sha256", "sha256_native")
+KERNELS = ("column", "id_set", "gear", "hash", "frame", "pack", "result", "env", "sha256", "sha256_native")
 PORTABLE = ("-DBLAKE3_NO_SSE2", "-DBLAKE3_NO_SSE41", "-DBLAKE3_NO_AVX2", "-DBLAKE3_NO_AVX512", "-DBLAKE3_USE_NEON=0")
 PLAIN = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 
