@@ -19,7 +19,7 @@ from cache.settings import StoreSettings
 from cext.record import Record
 from lazyfs.errors import ObjectServerError
 
-_PROTOCOL = 3  # of the messages: a server of another release serves its images to their end, beside ours
+_PROTOCOL = 4  # of the messages: a server of another release serves its images to their end, beside ours
 TIMEOUT_S = 60
 
 

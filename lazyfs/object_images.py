@@ -16,6 +16,7 @@ from typing import Any
 
 import cext
 from cext.errors import OnesecError
+from lazyfs.background import log
 
 LINGER_MAX_S = 86400.0
 PINS_MAX = 16384  # objects of one boot pack
@@ -28,14 +29,15 @@ class RefusedError(Exception):
 
 @dataclass(slots=True)
 class _Image:
-    """device: of the mount that keeps it, or None. lease: owned, or -1. metadata, pack: name what is kept for it, its
-    shared mount and the pins of its boot pack, or are empty.
+    """device: of the mount that keeps it, or None. lease: owned, or -1. far: packs of it are elsewhere. metadata, pack:
+    name what is kept for it, its shared mount and the pins of its boot pack, or are empty.
     """
 
     label: str
     lease: int
     metadata: str
     linger_s: float
+    far: bool
     device: str | None = None
     pack: str = ""
 
@@ -48,6 +50,7 @@ class _Kept:
 
     fds: list[int]
     until: float | None = None
+    boot: int = 0  # the server's number for the boot pack as a source of pages
     pusher: socket.socket | None = None  # of the client that pushes the boot pack, borrowed
     pipe: int = -1  # owned; hung up when the pusher is gone, though its client may live on
 
@@ -169,7 +172,7 @@ class Images:
         if words["more"]:
             return None
         number = self._server.add_image(attach.tables, attach.packs, label=attach.label, origin=attach.origin)
-        self._images[number] = _Image(attach.label, attach.lease, attach.metadata, attach.linger_s)
+        self._images[number] = _Image(attach.label, attach.lease, attach.metadata, attach.linger_s, attach.origin != 0)
         if attach.metadata in self._kept:
             self._kept[attach.metadata].until = None
         attach.lease = -1
@@ -214,6 +217,22 @@ class Images:
             with suppress(OSError, OnesecError, ValueError):
                 self._server.prefetch(number, os.pread(fds[0], size, 0), budget)
 
+    def frames(self, client: Client, words: Mapping[str, Any], fds: list[int]) -> None:
+        """What a pusher brings answers reads. Of an image whose packs are here it need not: they are as near."""
+        number = int(words["image"])
+        image = self._images[number] if number in client.images else None
+        kept = None if image is None or not image.far else self._kept.get(image.pack)
+        if kept is None or len(fds) != 1:
+            return
+        try:
+            made = self._server.add_boot(fds[0], int(words["head_size"]), bytes.fromhex(words["head_digest"]))
+        except (OnesecError, OSError, ValueError) as error:
+            log(f"boot pack {image.pack if image is not None else ''}: answers no reads: {error}")
+            return
+        if kept.boot:  # of a pusher that did not come to its end
+            self._server.remove_boot(kept.boot)
+        kept.boot = made
+
     def pushed(self, client: Client) -> None:
         for kept in self._kept.values():
             if kept.pusher is client.sock:
@@ -255,14 +274,19 @@ class Images:
         now = time.monotonic()
         for name, kept in list(self._kept.items()):
             if kept.until is not None and kept.until <= now:
-                self._kept.pop(name).close()
+                self._close(self._kept.pop(name))
 
     def drop_lingering(self) -> bool:
         """Lets go of what no image uses. Whether there was anything."""
         idle = [name for name, kept in self._kept.items() if kept.until is not None]
         for name in idle:
-            self._kept.pop(name).close()
+            self._close(self._kept.pop(name))
         return bool(idle)
+
+    def _close(self, kept: _Kept) -> None:
+        if kept.boot:
+            self._server.remove_boot(kept.boot)
+        kept.close()
 
     def drop_unmounted(self) -> None:
         devices = self._devices()

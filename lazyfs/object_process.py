@@ -20,6 +20,8 @@ Messages are one JSON object in one packet, with descriptors. Of a client:
     boot     image, pack (name of a boot pack); descriptor: a pipe that the pusher alone writes into. The client would
              push it into the page cache. The answer has a descriptor of the FUSE connection, and says whether another
              is at it (busy) or was (pinned)
+    frames   image, head_size, head_digest; descriptor: the file of its boot pack, which may still grow, in order. Reads
+             of an image whose packs are elsewhere are answered from it. No answer
     pin      image; descriptors of objects, which stay in the kernel's memory with their pages. No answer
     pushed   image: the client is no longer at it. No answer
     prefetch image, budget (bytes of packs); descriptor: runs of objects (48 bytes each) that go into the store, and

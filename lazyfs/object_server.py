@@ -150,7 +150,7 @@ class Server:
         given: list[int] = []
         try:
             words = json.loads(data)
-            if flags & socket.MSG_CTRUNC and words["op"] != "pin":
+            if flags & socket.MSG_CTRUNC and words["op"] not in ("pin", "frames"):
                 self._images.drop_lingering()  # for the next try
                 raise RefusedError("its limit of open files is reached")
             answer = self._answer(client, words, fds)
@@ -204,6 +204,9 @@ class Server:
         if what == "prefetch":
             self._images.prefetch(client, int(words["image"]), int(words["budget"]), fds)
             return None
+        if what == "frames":
+            self._images.frames(client, words, fds)
+            return None
         if what == "pushed":
             self._images.pushed(client)
             return None
@@ -230,8 +233,8 @@ class Server:
                 "process": os.getpid(),
             }
         raise RefusedError(
-            f"got {what!r}, want link, attach, packs, share, boot, pin, pushed, prefetch, trace, touches, "
-            "connection, keep, detach, end or statistics"
+            f"got {what!r}, want link, attach, packs, share, boot, frames, pin, pushed, prefetch, trace, "
+            "touches, connection, keep, detach, end or statistics"
         )
 
     def _touches(self, fds: list[int]) -> dict[str, Any]:

@@ -52,6 +52,11 @@ class Pushing:
         for start in range(0, len(objects), BATCH):
             send(self._sock, {"op": "pin", "image": self._image}, objects[start : start + BATCH])
 
+    def frames(self, file: int, head_size: int, head_digest: bytes) -> None:
+        """The boot pack's file (borrowed), which may still grow: reads that outrun the pusher are answered from it."""
+        words = {"op": "frames", "image": self._image, "head_size": head_size, "head_digest": head_digest.hex()}
+        send(self._sock, words, [file])
+
     def pushed(self) -> None:
         """This client is no longer at its boot pack."""
         send(self._sock, {"op": "pushed", "image": self._image})

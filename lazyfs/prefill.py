@@ -24,7 +24,7 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import cext
 from cext.errors import OnesecError
@@ -73,16 +73,23 @@ class Report(Record):
     error: str = ""
 
 
+class Server(Protocol):
+    """objects.Pushing."""
+
+    def frames(self, file: int, head_size: int, head_digest: bytes) -> None: ...
+    def pin(self, objects: Sequence[int]) -> None: ...
+    def pushed(self) -> None: ...
+
+
 class Target(Record):
-    """Where pages go: the root of an object mount and its connection, both borrowed. pin: is given descriptors of the
-    objects. pushed: is told at the end. pinned: an earlier start was here, so look first whether the pages still are.
-    after: is given the boot pack when all of it is in.
+    """Where pages go: the root of an object mount and its connection, both borrowed. server: is told what happens.
+    pinned: an earlier start was here, so look first whether the pages still are. after: is given the boot pack when all
+    of it is in.
     """
 
     objects: int
     fuse: int
-    pin: Callable[[list[int]], None]
-    pushed: Callable[[], None]
+    server: Server
     pinned: bool = False
     after: Callable[[cext.BootPack], None] = lambda _: None
 
@@ -312,7 +319,7 @@ def _target(orders: socket.socket) -> Target:
         if budget > 0:
             line.prefetch(runs_of(boot), budget)
 
-    return Target(objects, connection, line.pin, line.pushed, words["pinned"], after)
+    return Target(objects, connection, line, words["pinned"], after)
 
 
 def runs_of(boot: cext.BootPack) -> bytes:

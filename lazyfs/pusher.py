@@ -51,6 +51,9 @@ class Source(Protocol):
     def stop(self) -> None:
         """Nobody wants more: a read that waits fails."""
 
+    def file(self) -> int:
+        """Borrowed: what was read so far is in it; it may grow, in order and without gaps. -1: there is none."""
+
 
 class _File:
     def __init__(self, fd: int) -> None:
@@ -64,6 +67,9 @@ class _File:
 
     def stop(self) -> None:
         """No read waits."""
+
+    def file(self) -> int:
+        return self._fd
 
 
 @contextmanager
@@ -148,8 +154,10 @@ class Pass:
                 target.after(self._boot)
             return report
         finally:
-            target.pin(pins)
-            target.pushed()
+            target.server.pin(pins)
+            target.server.pushed()
+            for fd in pins:
+                os.close(fd)
 
     def _run(self, target: Target, pins: list[int]) -> Report:
         with self._changed:
@@ -160,6 +168,8 @@ class Pass:
         assert boot is not None
         if target.pinned and _is_cached(boot, target.objects):
             return Report(len(boot.frames), len(boot.frames), len(boot.objects), kept=True)
+        if (file := self._source.file()) >= 0:
+            target.server.frames(file, self._pack.head_size, self._pack.head_digest)
         with self._changed:
             self._fuse = target.fuse
         self._place(boot, target.objects, pins)

@@ -42,6 +42,7 @@ class Stream:
         self._error: Exception | None = None  # guarded by _changed; the first
         self._saving = threading.Lock()  # taken before _changed
         self._copy = -1  # a file without a name, owned; written under _saving
+        self._readable = -1  # the same file, owned
         self._written = 0  # guarded by _changed: spans that are in it
         self._threads: list[threading.Thread] = []
 
@@ -71,8 +72,9 @@ class Stream:
         self._fetcher.close()
         for thread in self._threads:
             thread.join()
-        if self._copy >= 0:
-            os.close(self._copy)
+        for fd in (self._copy, self._readable):
+            if fd >= 0:
+                os.close(fd)
 
     def stop(self) -> None:
         """Nothing more is asked for; a read that waits fails."""
@@ -90,6 +92,14 @@ class Stream:
         if first == last:
             return memoryview(self._span(first))[start : start + size]
         return b"".join(self._span(number) for number in range(first, last + 1))[start : start + size]
+
+    def file(self) -> int:
+        """Borrowed: the copy, to be read alone, which grows in order. -1: there is none."""
+        self._save()
+        if self._copy >= 0 and self._readable < 0:  # whoever gets it may not change what the layout is going to have
+            with suppress(OSError):
+                self._readable = os.open(f"/proc/self/fd/{self._copy}", os.O_RDONLY | os.O_CLOEXEC)
+        return self._readable
 
     def keep(self) -> None:
         """Gives the blob its name in the layout, if all of it is right. All of it has to be read."""

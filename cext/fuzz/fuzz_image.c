@@ -72,7 +72,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     os_source source = {.context = &from, .read = read_pack};
     if (os_image_make(&os_env_system, 1, tables, size, NULL, source, "fuzz", &image, &failure) == OS_OK) {
         image->id = 1;
-        os_frame_cache_init(&cache);
+        os_frame_cache_init(&cache, OS_FRAME_CACHE_SLOTS);
         for (uint32_t row = 0; row < image->tables.object_count && row < OBJECTS_MAX; row++) {
             os_image_check(image, row, &failure);
             read_object(image, row, &reader, &cache, out);

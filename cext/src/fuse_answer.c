@@ -306,8 +306,13 @@ void os_fuse_answer_read(os_fuse_worker *self, os_ask *ask) {
     if (ask->offset < node->size)
         size = node->size - ask->offset < ask->size ? (size_t)(node->size - ask->offset) : ask->size;
     for (;;) {
-        os_answer answer = size == 0 ? OS_ANSWER_HERE : read_object(self, node, ask, size);
+        os_boot_found boot = size == 0 || ask->last ? OS_BOOT_NOT_HERE : os_fuse_from_boot(self, node, ask, size);
+        os_answer answer = size == 0 || boot == OS_BOOT_HERE ? OS_ANSWER_HERE
+                           : boot == OS_BOOT_COMING          ? OS_ANSWER_PENDING
+                                                             : read_object(self, node, ask, size);
         os_fuse_from from = source_of(&self->reader, ask);
+        if (boot == OS_BOOT_HERE && from == OS_FUSE_FROM_MEMORY)
+            from = OS_FUSE_FROM_STORE;
         add_counts(server, &self->reader);
         if (answer == OS_ANSWER_HERE) {
             atomic_fetch_add(&server->count.read_bytes, size);

@@ -240,6 +240,8 @@ void os_fuse_server_statistics(os_fuse_server *server, os_fuse_statistics *out) 
         .keeps = atomic_load(&server->count.keeps),
         .stores = atomic_load(&server->count.stores),
         .stored_bytes = atomic_load(&server->count.stored_bytes),
+        .boot_reads = atomic_load(&server->count.boot_reads),
+        .boot_bytes = atomic_load(&server->count.boot_bytes),
         .unmounted = atomic_load(&server->count.unmounted),
     };
     if (server->spans != NULL)

@@ -32,6 +32,7 @@ bool os_parking_add(os_parking *parking, const os_ask *ask, const os_env *env) {
     kept->next = parking->first;
     parking->first = kept;
     parking->count++;
+    parking->frames += kept->frames;
     return true;
 }
 
@@ -45,6 +46,7 @@ os_ask *os_parking_due(os_parking *parking, uint64_t now, unsigned most) {
         }
         *place = ask->next;
         parking->count--;
+        parking->frames -= ask->frames;
         most--;
         ask->next = due;
         due = ask;
@@ -55,7 +57,7 @@ os_ask *os_parking_due(os_parking *parking, uint64_t now, unsigned most) {
 os_ask *os_parking_all(os_parking *parking) {
     os_ask *all = parking->first;
     parking->first = NULL;
-    parking->count = 0;
+    parking->count = parking->frames = 0;
     return all;
 }
 
@@ -76,6 +78,12 @@ unsigned os_parking_wake_reads(os_parking *parking, const uint8_t *pack, uint64_
         }
     }
     return count;
+}
+
+void os_parking_wake_frames(os_parking *parking) {
+    for (os_ask *ask = parking->first; ask != NULL && parking->frames > 0; ask = ask->next)
+        if (ask->frames)
+            ask->ready = true;
 }
 
 void os_parking_interrupt(os_parking *parking, uint64_t unique) {

@@ -30,6 +30,8 @@ typedef struct os_ask {
     uint64_t start, end;        /* and where in it */
     uint64_t ahead, ahead_end;  /* READ: what its reader is likely to want next; both 0: nothing */
     bool anywhere;              /* it waits for more than one pack: any bytes that come may be what it needs */
+    uint64_t frames_until;      /* READ: how long it may wait for frames of a boot pack, ns; 0: it never did */
+    bool frames;                /* it waits for them */
     bool ready, interrupted;
     bool last; /* its deadline has passed: one more try, so that the log can say what is wrong */
 } os_ask;
@@ -40,8 +42,8 @@ typedef struct os_refused {
 } os_refused;
 
 typedef struct os_parking {
-    os_ask *first; /* owned */
-    uint32_t count;
+    os_ask *first;          /* owned */
+    uint32_t count, frames; /* frames: of them, those that wait for a boot pack that comes */
     os_refused refused[OS_PARKING_REFUSED];
     unsigned next_refused;
     uint64_t interrupted[OS_PARKING_INTERRUPTED]; /* uniques */
@@ -63,6 +65,8 @@ os_ask *os_parking_all(os_parking *parking);
 void os_parking_wake_lookups(os_parking *parking);
 /* Those that wait for something between start and end; pack NULL: all. Returns how many. */
 unsigned os_parking_wake_reads(os_parking *parking, const uint8_t *pack, uint64_t start, uint64_t end);
+/* Those that wait for a boot pack: whether it has grown is for them to see. */
+void os_parking_wake_frames(os_parking *parking);
 void os_parking_interrupt(os_parking *parking, uint64_t unique);
 
 void os_parking_refuse(os_parking *parking, const os_ask *ask, uint64_t until);

@@ -12,6 +12,7 @@
 #include "fuse_request.h"
 #include "fuse_server.h"
 #include "fuse_wire.h"
+#include "os_boot_reads.h"
 #include "os_image.h"
 #include "os_log.h"
 
@@ -31,6 +32,11 @@ typedef struct os_fuse_worker {
     os_reader reader;
 } os_fuse_worker;
 
+typedef struct os_fuse_boot {
+    uint64_t id;
+    os_boot_reads *reads; /* owned */
+} os_fuse_boot;
+
 struct os_fuse_server {
     os_fuse_options options; /* immutable */
     os_log log;
@@ -46,17 +52,21 @@ struct os_fuse_server {
     os_image **image; /* owned, ascending by id */
     size_t images, images_room;
     uint64_t last_image;
+    os_fuse_boot boot[OS_FUSE_BOOTS_MAX];
+    size_t boots;
+    uint64_t last_boot;
     os_nodes nodes;
     os_parking parking;
     int expected;
     uint64_t arrivals;
     uint64_t next_look;   /* ns: when the keepers look for what is late or interrupted */
+    uint64_t next_frames; /* the same for what waits for frames of a boot pack */
     os_fuse_touch *touch; /* owned */
     size_t touches, touches_room;
 
     struct {
         atomic_uint_fast64_t lookups, reads, read_bytes, other, errors, parked, expired, interrupts, killed, pack_bytes,
-            decoded_bytes, cache_hits, kept_bytes, keeps, stores, stored_bytes, unmounted;
+            decoded_bytes, cache_hits, kept_bytes, keeps, stores, stored_bytes, boot_reads, boot_bytes, unmounted;
     } count;
 };
 
@@ -73,6 +83,8 @@ void os_fuse_reply_statfs(os_fuse_server *server, int fd, uint64_t unique);
 void os_fuse_answer_lookup(os_fuse_server *server, os_ask *ask);
 void os_fuse_answer_read(os_fuse_worker *self, os_ask *ask);
 void os_fuse_fail(os_fuse_server *server, const os_ask *ask); /* EIO */
+/* fuse_boot.c: leaves the bytes in self->reply, or says that they come soon and has ask->frames say so. */
+os_boot_found os_fuse_from_boot(os_fuse_worker *self, const os_node *node, os_ask *ask, size_t size);
 /* fuse_images.c */
 void os_fuse_record(os_fuse_server *server, const os_node *node, const os_ask *ask, size_t size, os_fuse_from from);
 

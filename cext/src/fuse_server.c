@@ -238,7 +238,7 @@ os_code os_fuse_server_make(const os_fuse_options *options, os_fuse_server **out
     server->options.fds = NULL;
     atomic_store(&server->recording, options->profile);
     os_log_init(&server->log, env, options->log);
-    os_frame_cache_init(&server->cache);
+    os_frame_cache_init(&server->cache, OS_FRAME_CACHE_SLOTS);
     pthread_mutex_init(&server->lock, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
@@ -324,6 +324,8 @@ void os_fuse_server_free(os_fuse_server *server) {
     }
     for (size_t at = 0; at < server->images; at++)
         os_image_drop(server->image[at], env);
+    for (size_t at = 0; at < server->boots; at++)
+        os_boot_reads_drop(server->boot[at].reads);
     if (server->image != NULL)
         env->release(env->context, server->image);
     for (unsigned at = 0; at < server->workers; at++)

@@ -18,6 +18,7 @@
 
 #define OS_FUSE_THREADS_MAX 32u
 #define OS_FUSE_PARKED_MAX 65536u
+#define OS_FUSE_BOOTS_MAX 64u          /* boot packs that answer reads */
 #define OS_FUSE_TOUCHES_MAX (1u << 20) /* recorded; later ones are not */
 
 typedef struct os_fuse_server os_fuse_server;
@@ -61,7 +62,8 @@ typedef struct os_fuse_statistics {
     uint64_t kept_bytes, keeps; /* sent out of the local store; chunks given to it */
     uint64_t images, objects;
     uint64_t stores, stored_bytes;
-    uint64_t unmounted; /* 1: the kernel has closed the connection */
+    uint64_t boot_reads, boot_bytes; /* answered out of boot packs */
+    uint64_t unmounted;              /* 1: the kernel has closed the connection */
     os_spans_statistics spans;
     os_warm_statistics warm;
 } os_fuse_statistics;
@@ -85,6 +87,13 @@ void os_fuse_server_expect(os_fuse_server *server, int change);
 /* Bytes of a pack from start to end can be had: requests that wait for them are tried again. pack NULL: all requests.
  */
 void os_fuse_server_wake(os_fuse_server *server, const uint8_t *pack, uint64_t start, uint64_t end);
+
+/* A boot pack of this domain whose pages are had from its file, which may still grow, before another host is asked
+ * (os_boot_reads.h). fd: taken on OS_OK. Its pages are believed as pushed ones are: the caller has the head's digest
+ * from a manifest of the domain. */
+os_code os_fuse_server_add_boot(os_fuse_server *server, int fd, size_t head_size, const uint8_t head_digest[OS_ID_SIZE],
+                                uint64_t *id, os_failure *failure);
+void os_fuse_server_remove_boot(os_fuse_server *server, uint64_t id); /* of one that is not there: nothing */
 
 /* A fetcher's socket, taken; false: there is a fetcher already, or the server has no memory for one. */
 bool os_fuse_server_link(os_fuse_server *server, int sock);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/xattr.h>
 #include <time.h>
@@ -77,6 +78,15 @@ static int system_unlinkat(void *context, int directory, const char *path, int f
 static void system_read_ahead(void *context, int fd, off_t offset, size_t size) {
     (void)context;
     posix_fadvise(fd, offset, (off_t)size, POSIX_FADV_WILLNEED);
+}
+
+static int system_length(void *context, int fd, uint64_t *out) {
+    struct stat found;
+    (void)context;
+    if (fstat(fd, &found) < 0)
+        return -1;
+    *out = (uint64_t)found.st_size;
+    return 0;
 }
 
 static int system_free_bytes(void *context, int fd, uint64_t *out) {
@@ -180,6 +190,7 @@ const os_env os_env_system = {
     .renameat = system_renameat,
     .unlinkat = system_unlinkat,
     .read_ahead = system_read_ahead,
+    .length = system_length,
     .free_bytes = system_free_bytes,
     .socket = system_socket,
     .monotonic_ns = system_monotonic_ns,

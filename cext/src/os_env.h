@@ -27,6 +27,7 @@ typedef struct os_env {
     int (*renameat)(void *context, int from, const char *from_path, int to, const char *to_path);
     int (*unlinkat)(void *context, int directory, const char *path, int flags);
     void (*read_ahead)(void *context, int fd, off_t offset, size_t size); /* a hint, may do nothing */
+    int (*length)(void *context, int fd, uint64_t *out);                  /* of a file */
     int (*free_bytes)(void *context, int fd, uint64_t *out); /* of fd's file system, for the unprivileged */
     int (*socket)(void *context, int family, int type, int protocol);
     uint64_t (*monotonic_ns)(void *context);

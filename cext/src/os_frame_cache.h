@@ -13,7 +13,7 @@
 #define OS_FRAME_CACHE_SLOTS 64u /* of OS_FRAME_MAX bytes: 16 MiB; more than there are threads */
 
 typedef struct os_frame_slot {
-    uint8_t *data;  /* owned, OS_FRAME_MAX bytes, NULL until first used; its bytes stay while users > 0 */
+    uint8_t *data;  /* owned, NULL until first used; its bytes stay while users > 0 */
     uint64_t image; /* 0: empty */
     uint32_t frame, users;
     uint64_t stamp; /* of the last use */
@@ -22,15 +22,17 @@ typedef struct os_frame_slot {
 typedef struct os_frame_cache {
     pthread_mutex_t lock; /* a leaf; guards everything below but the bytes */
     os_frame_slot slot[OS_FRAME_CACHE_SLOTS];
+    unsigned slots; /* immutable: those that are used */
     uint64_t clock;
 } os_frame_cache;
 
-void os_frame_cache_init(os_frame_cache *cache);
+/* slots: at most OS_FRAME_CACHE_SLOTS, of buffers whose size is the caller's. */
+void os_frame_cache_init(os_frame_cache *cache, unsigned slots);
 void os_frame_cache_destroy(os_frame_cache *cache, const os_env *env);
 
 /* The slot of a frame, to be given back, or NULL. */
 os_frame_slot *os_frame_cache_get(os_frame_cache *cache, uint64_t image, uint32_t frame);
-/* Puts *data (OS_FRAME_MAX bytes, owned by the caller) in and gives *data another buffer of that size, or NULL: then
+/* Puts *data (owned by the caller) in and gives *data another buffer of that size, or NULL: then
  * the caller has to get itself one. Returns the slot, to be given back; NULL, and nothing changed, if all are in use.
  */
 os_frame_slot *os_frame_cache_put(os_frame_cache *cache, uint64_t image, uint32_t frame, uint8_t **data);

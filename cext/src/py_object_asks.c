@@ -23,6 +23,43 @@ PyObject *os_py_object_linked(PyObject *object, PyObject *unused) {
     return PyBool_FromLong(spans != NULL && os_spans_linked(spans));
 }
 
+PyObject *os_py_object_add_boot(PyObject *object, PyObject *args) {
+    object_server *self = (object_server *)object;
+    int fd;
+    unsigned long long head_size;
+    uint64_t id;
+    const char *digest;
+    Py_ssize_t size;
+    os_failure failure = {0};
+    os_code code;
+    if (!PyArg_ParseTuple(args, "iKy#", &fd, &head_size, &digest, &size) || os_py_object_is_closed(self))
+        return NULL;
+    if (size != OS_ID_SIZE)
+        return PyErr_Format(PyExc_ValueError, "head: got a digest of %zd bytes, want %d", size, OS_ID_SIZE);
+    int copy = os_py_duplicate(fd);
+    if (copy < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    uint8_t head[OS_ID_SIZE];
+    memcpy(head, digest, sizeof head);
+    os_fuse_server *server = self->server;
+    Py_BEGIN_ALLOW_THREADS;
+    code = os_fuse_server_add_boot(server, copy, (size_t)head_size, head, &id, &failure);
+    Py_END_ALLOW_THREADS;
+    if (code == OS_OK)
+        return PyLong_FromUnsignedLongLong(id);
+    os_py_close_if(copy);
+    return os_py_raise(&failure);
+}
+
+PyObject *os_py_object_remove_boot(PyObject *object, PyObject *argument) {
+    object_server *self = (object_server *)object;
+    unsigned long long id = PyLong_AsUnsignedLongLong(argument);
+    if ((id == (unsigned long long)-1 && PyErr_Occurred()) || os_py_object_is_closed(self))
+        return NULL;
+    os_fuse_server_remove_boot(self->server, id);
+    Py_RETURN_NONE;
+}
+
 PyObject *os_py_object_store_page(PyObject *object, PyObject *args) {
     object_server *self = (object_server *)object;
     Py_buffer id, data;
@@ -109,14 +146,14 @@ PyObject *os_py_object_statistics(PyObject *object, PyObject *unused) {
     if (os_py_object_is_closed(self))
         return NULL;
     os_fuse_server_statistics(self->server, &s);
-    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}",
-                         "lookups", s.lookups, "reads", s.reads, "read_bytes", s.read_bytes, "other", s.other, "errors",
-                         s.errors, "parked", s.parked, "parked_now", s.parked_now, "expired", s.expired, "killed",
-                         s.killed, "interrupts", s.interrupts, "pack_bytes", s.pack_bytes, "decoded_bytes",
-                         s.decoded_bytes, "cache_hits", s.cache_hits, "kept_bytes", s.kept_bytes, "keeps", s.keeps,
-                         "images", s.images, "objects", s.objects, "stores", s.stores, "stored_bytes", s.stored_bytes,
-                         "unmounted", s.unmounted, "fetched", s.spans.fetched, "fetched_bytes", s.spans.fetched_bytes,
-                         "rejected", s.spans.rejected, "evicted", s.spans.evicted, "flying", s.spans.flying, "queued",
-                         s.spans.queued, "links", s.spans.links, "prefetched_chunks", s.warm.chunks, "prefetched_bytes",
-                         s.warm.fetched, "prefetching", s.warm.orders);
+    return Py_BuildValue(
+        "{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK}", "lookups",
+        s.lookups, "reads", s.reads, "read_bytes", s.read_bytes, "other", s.other, "errors", s.errors, "parked",
+        s.parked, "parked_now", s.parked_now, "expired", s.expired, "killed", s.killed, "interrupts", s.interrupts,
+        "pack_bytes", s.pack_bytes, "decoded_bytes", s.decoded_bytes, "cache_hits", s.cache_hits, "kept_bytes",
+        s.kept_bytes, "keeps", s.keeps, "images", s.images, "objects", s.objects, "stores", s.stores, "stored_bytes",
+        s.stored_bytes, "boot_reads", s.boot_reads, "boot_bytes", s.boot_bytes, "unmounted", s.unmounted, "fetched",
+        s.spans.fetched, "fetched_bytes", s.spans.fetched_bytes, "rejected", s.spans.rejected, "evicted",
+        s.spans.evicted, "flying", s.spans.flying, "queued", s.spans.queued, "links", s.spans.links,
+        "prefetched_chunks", s.warm.chunks, "prefetched_bytes", s.warm.fetched, "prefetching", s.warm.orders);
 }

@@ -154,6 +154,11 @@ static PyMethodDef methods[] = {
     {"expect_image", os_py_object_expect_image, METH_NOARGS,
      "Look-ups of unknown objects wait from now on, until it is added."},
     {"unexpect_image", os_py_object_unexpect_image, METH_NOARGS, "An expected image will not come."},
+    {"add_boot", os_py_object_add_boot, METH_VARARGS,
+     "add_boot(fd, head_size, head_digest) -> int: a boot pack of this domain, whose file may still grow, answers "
+     "reads "
+     "before another host is asked. head_digest: of a manifest; fd is duplicated."},
+    {"remove_boot", os_py_object_remove_boot, METH_O, "remove_boot(id): it answers nothing more."},
     {"store_page", os_py_object_store_page, METH_VARARGS,
      "store_page(object, offset, data) -> int: verified bytes into the page cache, clipped to the object's size."},
     {"prefetch", os_py_object_prefetch, METH_VARARGS,

@@ -39,6 +39,8 @@ PyObject *os_py_object_unexpect_image(PyObject *object, PyObject *unused);
 /* py_object_asks.c */
 PyObject *os_py_object_link(PyObject *object, PyObject *argument);
 PyObject *os_py_object_linked(PyObject *object, PyObject *unused);
+PyObject *os_py_object_add_boot(PyObject *object, PyObject *args);
+PyObject *os_py_object_remove_boot(PyObject *object, PyObject *argument);
 PyObject *os_py_object_store_page(PyObject *object, PyObject *args);
 PyObject *os_py_object_prefetch(PyObject *object, PyObject *args);
 PyObject *os_py_object_node(PyObject *object, PyObject *argument);

@@ -110,13 +110,10 @@ def reads(attachment: Attachment) -> int:
 
 def pushed(attachment: Attachment, file: prefill.BootPackFile) -> prefill.Report:
     how = attachment.boot(file.digest)
-    pins: list[int] = []
     try:
-        target = prefill.Target(attachment.objects, how.connection, pins.extend, attachment.pushing.pushed)
-        return pusher.push(file, target)
+        return pusher.push(file, prefill.Target(attachment.objects, how.connection, attachment.pushing))
     finally:
-        for fd in (how.connection, *pins):
-            os.close(fd)
+        os.close(how.connection)
 
 
 def test_a_profile_has_exactly_the_pages_that_were_touched_in_order(made: ObjectSet, tmp_path: Path) -> None:
