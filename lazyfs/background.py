@@ -1,6 +1,10 @@
 """Processes of ours that outlive the command that started them: the object server and the portable server.
 
-    client ── forks ──► (session leader, ends at once) ── forks ──► background process, never executed
+    client ── forks ──► (session leader, ends at once) ── forks ──► background process
+
+It is the copy of a small client, since nothing starts faster, and a fresh interpreter where the client is large (a
+build). Of its starter it keeps the descriptors that it was given and no more: /proc shows neither the arguments nor the
+environment of who happened to be first.
 
 Client and process talk over one socket until the client lets go: the process says `ready` or what went wrong, and the
 client says that it heard. A process that does not hear it may end: its client was interrupted, and nobody knows that
@@ -14,16 +18,21 @@ import json
 import os
 import signal
 import socket
+import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib import import_module
+from typing import Any, NoReturn
 
 import cext
 from cext.errors import CorruptError, MissingError, OnesecError, UnsupportedError
+from cext.record import EMPTY, Record, as_dict
 from lazyfs.errors import MountError, ObjectServerError
 
 _READY, _HEARD = b"ready", b"heard"
 _MESSAGE_MAX = 64 << 10
+_LARGE = 30 << 20  # bytes of memory of a process that is not copied: `run` has 23 MB, a build from 35 to 150
 _FIRST_FREE = 32  # above every number that a process is given
 _LAST_TO_GO = "-999"
 """We serve many containers from the memory cgroup of the first: its process has to die if that is full, not we."""
@@ -47,14 +56,14 @@ class Client:
     def failed(self, error: BaseException) -> None:
         """The client raises it again. What is not one of our errors is our bug: its traceback goes to the log."""
         ours = isinstance(error, OnesecError)
-        if not ours:
-            traceback.print_exception(error)
         words = {
             "kind": type(error).__name__,
             "error": str(error) if ours else f"{self._what}: {error or type(error).__name__}",
             "hint": error.hint if isinstance(error, OnesecError) else None,
         }
         self._say(json.dumps(words).encode())
+        if not ours:
+            traceback.print_exception(error)
 
     def heard(self) -> bool:
         """Whether the client knows that this process is there. Waits until that is sure."""
@@ -75,17 +84,32 @@ class Client:
                 os.write(self.fd, words)
 
 
-def start(name: str, what: str, body: Callable[[Sequence[int], Client], int], *, fds: Sequence[int], log: int) -> None:
-    """Runs body in a background process and returns once it said that it is ready. Raises what it failed with.
+class Call(Record):
+    """What a background process does. name: of the process. what: it in words, for messages. entry: `module:function`,
+    called with (words, fds, client), returns the exit status. words: as JSON has them. surroundings: it needs the
+    environment of its starter, in its memory. cgroup: a directory of one; where it lives, or None: where its starter
+    does.
+    """
 
-    name: of the process. what: it in words, for messages. fds: what the process keeps, as copies with the numbers from
-    3; log becomes its descriptors 1 and 2. body returns the exit status.
+    name: str
+    what: str
+    entry: str
+    words: Mapping[str, Any] = EMPTY
+    surroundings: bool = False
+    cgroup: str | None = None
+
+
+def start(call: Call, *, fds: Sequence[int], log: int) -> None:
+    """Makes a background process and returns once it said that it is ready. Raises what it failed with.
+
+    fds: what the process keeps, as copies with the numbers from 3; log becomes its descriptors 1 and 2.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
+        anew = _is_large()
         child = os.fork()
         if child == 0:
-            _leave(name, what, body, (*fds, theirs.fileno()), log)
+            _leave(call, (*fds, theirs.fileno()), log, anew=anew)
         theirs.close()
         os.waitpid(child, 0)
         answer = ours.recv(_MESSAGE_MAX)
@@ -94,31 +118,120 @@ def start(name: str, what: str, body: Callable[[Sequence[int], Client], int], *,
                 ours.send(_HEARD)
             return
     if not answer:
-        raise OnesecError(f"{what}: died while it started", hint="its log says why")
+        raise OnesecError(f"{call.what}: died while it started", hint="its log says why")
     words = json.loads(answer)
     raise _ERRORS.get(words["kind"], OnesecError)(words["error"], hint=words["hint"])
 
 
-def _leave(name: str, what: str, body: Callable[[Sequence[int], Client], int], fds: Sequence[int], log: int) -> None:
-    status = 1
+def _is_large() -> bool:
+    """Whether a copy of this process would be a burden: what a fork shares is paid for once one of the two has changed
+    it or is gone. A fresh interpreter takes 60 ms, which a client of `run` would wait for.
+    """
+    if not sys.executable or not os.path.isfile(sys.executable):
+        return False
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _LARGE
+
+
+def _leave(call: Call, fds: Sequence[int], log: int, *, anew: bool) -> None:
+    client = Client(fds[-1], call.what)
     try:
         os.setsid()
         if os.fork() != 0:
             os._exit(0)
-        cext.set_process_name(name)
         with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write(_LAST_TO_GO)
+        if call.cgroup is not None:
+            _join(call.cgroup)
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.umask(0o077)
         os.chdir("/")
+        if anew:
+            _begin_anew(call, fds, log)
         kept = keep_only(fds, log)
-        status = body(kept[:-1], Client(kept[-1], what))
+        client = Client(kept[-1], call.what)
+        _be(call, kept, client)
+    except BaseException as error:
+        client.failed(error)
+    finally:
+        os._exit(1)
+
+
+def _be(call: Call, fds: Sequence[int], client: Client) -> NoReturn:
+    status = 1
+    try:
+        if not call.surroundings:
+            os.environ.clear()
+        kept = dict(os.environ)
+        os.environ.clear()
+        cext.forget_caller(call.name)
+        os.environ.update(kept)
+        module, _, function = call.entry.partition(":")
+        status = getattr(import_module(module), function)(call.words, fds[:-1], client)
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def _join(cgroup: str) -> None:
+    try:
+        with open(f"{cgroup}/cgroup.procs", "w") as file:
+            file.write(str(os.getpid()))
+    except OSError as error:
+        raise ObjectServerError(
+            f"{cgroup}: got no cgroup that takes a process: {os.strerror(error.errno or 0).lower()}",
+            hint="[run] cgroup in onesec.toml names its directory, below /sys/fs/cgroup",
+        ) from error
+
+
+# ---------------------------------------------------------------------- in a fresh interpreter
+
+_PROGRAM = """
+import json, sys
+with open(int(sys.argv[1]), "rb") as file:
+    call = json.load(file)
+sys.path[:] = call["path"]
+from lazyfs import background
+background.resume(call)
+"""
+
+_LOADER = (
+    *("LD_LIBRARY_PATH", "LD_PRELOAD", "ONESEC_NATIVE"),
+    *("ASAN_OPTIONS", "LSAN_OPTIONS", "TSAN_OPTIONS", "UBSAN_OPTIONS"),
+)
+"""Without these the same interpreter might not start."""
+
+
+def _begin_anew(call: Call, fds: Sequence[int], log: int) -> NoReturn:
+    """The call goes over in memory: arguments and environment of a process are there for others to read."""
+    words = {
+        "call": {**as_dict(call), "words": dict(call.words)},
+        "path": [os.path.dirname(os.path.dirname(os.path.abspath(__file__))), *map(os.path.abspath, sys.path)],
+        "environment": dict(os.environ) if call.surroundings else {},
+        "fds": len(fds),
+    }
+    memory = os.memfd_create("onesec-call", os.MFD_CLOEXEC)
+    with open(memory, "wb", closefd=False) as file:
+        file.write(json.dumps(words).encode())
+    os.lseek(memory, 0, os.SEEK_SET)
+    kept = keep_only((*fds, memory), log)
+    for fd in kept:
+        os.set_inheritable(fd, True)
+    environment = {name: os.environ[name] for name in _LOADER if name in os.environ}
+    os.execve(sys.executable, [sys.executable, "-I", "-S", "-c", _PROGRAM, str(kept[-1])], environment)
+
+
+def resume(words: Mapping[str, Any]) -> NoReturn:
+    """The background process, from where `_begin_anew` left it."""
+    fds = range(3, 3 + words["fds"])
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    os.environ.update(words["environment"])
+    call = Call(**words["call"])
+    _be(call, list(fds), Client(fds[-1], call.what))
 
 
 def keep_only(fds: Sequence[int], log: int) -> list[int]:

@@ -25,13 +25,14 @@ TIMEOUT_S = 60
 
 class ServerSettings(Record):
     """What a server has for as long as it lives. deadline_s: of a parked read. profile: it records what is read, page
-    by page.
+    by page. cgroup: the directory of the one that it lives in, None for its starter's.
     """
 
     domain: str
     deadline_s: float
     store: StoreSettings | None
     profile: bool = False
+    cgroup: str | None = None
 
 
 @contextmanager

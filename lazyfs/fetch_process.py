@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 import cext
 from cext.errors import OnesecError
 from lazyfs import background
-from lazyfs.remote import proxies_for
 
 FETCHER = "onesec-fetcher"
 _NOBODY = 65534
@@ -25,6 +24,7 @@ def become_fetcher(lines: int, link: int, memory: int) -> NoReturn:
     status = 1
     try:
         fds = background.keep_only((lines, link, memory), 2)
+        os.environ.clear()  # it has the proxies from its renewer
         cext.set_process_name(FETCHER)
         from cext.fetch import Fetcher  # loads libcurl while it may
 
@@ -90,7 +90,8 @@ def _take_line(fetcher: Any, words: Mapping[str, Any], sock: socket.socket) -> N
                 headers=words["headers"],
                 lifetime=words["lifetime"],
                 authorities=words["authorities"],
-                **proxies_for(words["url"], os.environ),
+                proxy=words["proxy"],
+                no_proxy=words["no_proxy"],
             )
         except OnesecError as error:
             background.log(f"fetcher: {error}")

@@ -1,6 +1,6 @@
-"""The object server's process: one for each trust domain, forked from the first client that needs it, never executed.
+"""The object server's process: one for each trust domain, started by the first client that needs it.
 
-    client ── forks ──► holder (root; waits, then removes the socket) ── forks ──► server (nobody, seccomp)
+    client ── background.start ──► holder (root; waits, then removes the socket) ── forks ──► server (nobody, seccomp)
 
 The server makes the FUSE mount, attached nowhere, while it still may, gives up everything it does not need, and only
 then reads its first byte from outside. What it serves comes to it as descriptors over its socket: it can open nothing
@@ -43,9 +43,11 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
+from cache.settings import StoreSettings
+from cext.record import as_dict
 from lazyfs import background
 from lazyfs.domain import ServerSettings
 from lazyfs.object_server import Server
@@ -57,22 +59,27 @@ def start(directory: int, settings: ServerSettings) -> None:
     """Starts the server of a domain directory and returns when it takes connections. The caller holds the domain's
     lock. Raises what the start raised.
     """
-
-    def hold(fds: Sequence[int], client: background.Client) -> int:
-        (kept,) = fds
-        server = os.fork()
-        if server == 0:
-            _become_server(kept, client, settings)
-        client.close()
-        os.waitpid(server, 0)
-        background.remove_socket(kept, "socket")
-        return 0
-
+    store = None if settings.store is None else as_dict(settings.store)
+    words = {**as_dict(settings), "store": store}
     log = os.open("log", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
     try:
-        background.start(NAME, "object server", hold, fds=(directory,), log=log)
+        call = background.Call(NAME, "object server", f"{__name__}:hold", words, cgroup=settings.cgroup)
+        background.start(call, fds=(directory,), log=log)
     finally:
         os.close(log)
+
+
+def hold(words: Mapping[str, Any], fds: Sequence[int], client: background.Client) -> int:
+    store = None if words["store"] is None else StoreSettings(**words["store"])
+    settings = ServerSettings(**{**words, "store": store})
+    (kept,) = fds
+    server = os.fork()
+    if server == 0:
+        _become_server(kept, client, settings)
+    client.close()
+    os.waitpid(server, 0)
+    background.remove_socket(kept, "socket")
+    return 0
 
 
 def _become_server(directory: int, client: background.Client, settings: ServerSettings) -> NoReturn:

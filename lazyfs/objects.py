@@ -195,23 +195,24 @@ def attach(
     profile: bool = False,
     origin: Origin | None = None,
     known: Sequence[remote.Source] = (),
+    cgroup: str | None = None,
 ) -> Attachment:
     """Has the image served by its domain's server. Raises UnsupportedError, ObjectServerError.
 
     metadata: what the mount of fs.erofs is shared under, the hexadecimal digest of its content; empty: not shared.
     linger_s: how long the server, with its page cache, outlives the attachment.
-    deadline_s: after which a read whose bytes do not come fails. store: where chunks are kept that are read again. Both
-    of a server that is started now, a running one keeps its own. profile: the server records what is read; its run
-    directory has to be a new one. origin: where packs come from that are not here. known: what of it the caller can
-    read already.
+    deadline_s: after which a read whose bytes do not come fails. store: where chunks are kept that are read again.
+    cgroup: the directory of the one where servers live, None for the caller's. All of a server that is started now, a
+    running one keeps its own. profile: the server records what is read; its run directory has to be a new one. origin:
+    where packs come from that are not here. known: what of it the caller can read already.
     """
-    settings = ServerSettings(image.domain, deadline_s, store, profile)
+    settings = ServerSettings(image.domain, deadline_s, store, profile, cgroup)
     with domain_directory(run_dir, root, image.domain) as directory:
         for _ in range(_TRIES):
             sock: socket.socket | None = connection(directory, settings)
             assert sock is not None
             try:
-                number_of_origin = 0 if origin is None else _register(directory, sock, origin, known)
+                number_of_origin = 0 if origin is None else _register(directory, sock, origin, known, cgroup)
                 number, objects, shared = hand_over(sock, image, metadata, linger_s, number_of_origin)
                 attachment = Attachment(sock, number, objects, shared, image.lease, number_of_origin)
                 sock = None
@@ -257,8 +258,10 @@ def fetch_statistics(
         return remote.statistics(directory)
 
 
-def _register(directory: int, sock: socket.socket, origin: Origin, known: Sequence[remote.Source]) -> int:
+def _register(
+    directory: int, sock: socket.socket, origin: Origin, known: Sequence[remote.Source], cgroup: str | None
+) -> int:
     """The domain's fetcher knows the origin under this number."""
     from lazyfs import remote  # only images that are elsewhere need it
 
-    return remote.register(directory, lambda words, fds: ask(sock, words, fds), origin, known)
+    return remote.register(directory, lambda words, fds: ask(sock, words, fds), origin, known, cgroup)

@@ -7,8 +7,8 @@ naming the image. It needs no privileges where fusermount3 gives the mount: then
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from cext.errors import OnesecError
 from lazyfs import background
@@ -47,23 +47,21 @@ def start(image: Servable, target: str, *, run_dir: str | os.PathLike[str]) -> N
     os.makedirs(run_dir, 0o700, exist_ok=True)
     path = os.path.join(run_dir, LOG)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    name = image.name
-
-    def body(fds: Sequence[int], client: background.Client) -> int:
-        erofs, tables, packs, _lease = fds
-        try:
-            from lazyfs import tree
-
-            tree.serve_portable(tree.TreeImage(name, erofs, tables, packs), target, client=client)
-        except (OnesecError, OSError) as error:
-            client.failed(error)
-            return 1
-        return 0
-
+    call = background.Call(NAME, "portable server", f"{__name__}:serve", {"name": image.name, "target": target})
     try:
-        background.start(
-            NAME, "portable server", body, fds=(image.erofs, image.tables, image.packs, image.lease.fd), log=log
-        )
+        background.start(call, fds=(image.erofs, image.tables, image.packs, image.lease.fd), log=log)
     finally:
         os.close(log)
     image.lease.hand_over()
+
+
+def serve(words: Mapping[str, Any], fds: Sequence[int], client: background.Client) -> int:
+    erofs, tables, packs, _lease = fds
+    try:
+        from lazyfs import tree
+
+        tree.serve_portable(tree.TreeImage(words["name"], erofs, tables, packs), words["target"], client=client)
+    except (OnesecError, OSError) as error:
+        client.failed(error)
+        return 1
+    return 0

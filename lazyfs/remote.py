@@ -100,10 +100,11 @@ def number_of(words: Mapping[str, Any]) -> int:
     return int.from_bytes(cext.blake3(text.encode(errors="surrogateescape"))[:4], "little") >> 1 | 1
 
 
-def register(directory: int, ask: Ask, origin: Origin, known: Sequence[Source] = ()) -> int:
+def register(directory: int, ask: Ask, origin: Origin, known: Sequence[Source] = (), cgroup: str | None = None) -> int:
     """Has the domain's fetcher know the origin; its number. directory: the domain's. ask: of its object server.
 
-    known: where the caller knows it can be read from, so that the first read need not wait for a login.
+    cgroup: of processes that are started for it. known: where the caller knows it can be read from, so that the first
+    read need not wait for a login.
     """
     words = words_of(origin)
     # A file of certificates would not fit into a packet.
@@ -116,7 +117,7 @@ def register(directory: int, ask: Ask, origin: Origin, known: Sequence[Source] =
                 answer = _tell(sock, {"op": "origin", "origin": words, "known": first})
             if answer is not None:
                 return int(answer["number"])
-        _start(directory, ask)
+        _start(directory, ask, cgroup)
         if time.monotonic() > end:
             raise ObjectServerError("fetcher: it ends again and again", hint="the log of the domain says why")
 
@@ -144,7 +145,7 @@ def statistics(directory: int) -> dict[str, Any] | None:
         return _tell(sock, {"op": "statistics"})
 
 
-def _start(directory: int, ask: Ask) -> None:
+def _start(directory: int, ask: Ask, cgroup: str | None) -> None:
     """Starts a fetcher, if the object server is without one."""
     lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=directory)
     try:
@@ -161,9 +162,9 @@ def _start(directory: int, ask: Ask) -> None:
                     return
                 if len(fds) != 1:
                     raise ObjectServerError(f"object server: got {len(fds)} descriptors, want its memory")
-                from lazyfs import renewer
+                from lazyfs import keeper
 
-                renewer.start(directory, ours.fileno(), fds[0])
+                keeper.start(directory, ours.fileno(), fds[0], cgroup)
             finally:
                 for fd in fds:
                     os.close(fd)

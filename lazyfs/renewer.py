@@ -1,18 +1,21 @@
-"""The fetcher of a trust domain: what reads its images' packs from other hosts. Two processes.
+"""The fetcher of a trust domain: what reads its images' packs from other hosts. Two processes, and one that keeps them.
 
-    client ── background.start ──► renewer (the user's rights) ── forks ──► fetcher (nobody, libcurl)
+    client ── background.start ──► keeper (lazyfs/keeper.py; starts another renewer when one dies)
+                                      │ forks
+                                      ▼
+                                   renewer (the user's rights) ── forks ──► fetcher (nobody, libcurl)
                                       │ `fetch`: origins of clients            │ cext/src/os_link.h
                                       │ urls and tokens, before they end ────► │
                                       ◄──────── "this source said 401" ─────── │ ◄──► object server
 
 The renewer knows who we are to a registry and talks to it alone; it never sees a byte of a pack. The fetcher sees
 tokens and packs and nothing else: it may not write to a file, run a program or look into a process. The object server
-has neither. If the fetcher dies the renewer makes another, which finds out from the object server what is wanted. Both
-end with the object server.
+has neither. If the fetcher dies the renewer makes another, which finds out from the object server what is wanted. If
+the renewer dies its fetcher dies with it, and the next one knows the same origins. All end with the object server.
 
-Lines of JSON go to the fetcher: {"source", "url", "headers", "lifetime", "authorities"}, {"origin", "sources"},
-{"statistics"}, {"ping"}; from it come {"news": [[source, status]]}, {"statistics"} and {"pong"}. A fetcher that lives
-and does not answer is killed and replaced like one that died. A client sends one packet:
+Lines of JSON go to the fetcher: {"source", "url", "headers", "lifetime", "authorities", "proxy", "no_proxy"},
+{"origin", "sources"}, {"statistics"}, {"ping"}; from it come {"news": [[source, status]]}, {"statistics"} and {"pong"}.
+A fetcher that is alive and does not answer is killed and replaced like one that died. A client sends one packet:
 {"op": "origin", "origin", "known"}, answered with {"number"}; {"op": "sources", "number"}, answered with {"sources"}
 once there are any: for a client's own requests; or {"op": "statistics"}.
 """
@@ -34,11 +37,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import cext
 from cext.errors import OnesecError
 from lazyfs import background
 from lazyfs.fetch_credentials import Credentials, credentials_of, first_try, of_client
 from lazyfs.fetch_process import become_fetcher
-from lazyfs.remote import MESSAGE_MAX, number_of
+from lazyfs.remote import MESSAGE_MAX, number_of, proxies_for
 
 RENEWER = "onesec-renewer"
 _ORIGINS_MAX = 1024
@@ -46,15 +50,6 @@ _SOURCES_EACH = 8
 _AGAIN_S, _AGAIN_MAX_S = 0.25, 15.0  # between two tries to get credentials that are refused
 _RESTART_S, _RESTART_MAX_S = 0.125, 15.0
 _PING_S, _PONG_S = 5.0, 10.0  # between two pings; a fetcher that takes longer to answer one hangs
-
-
-def start(directory: int, link: int, memory: int) -> None:
-    """Returns once it listens. The caller holds the domain's lock."""
-    log = os.open("log", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
-    try:
-        background.start(RENEWER, "fetcher", _renewer_main, fds=(directory, link, memory), log=log)
-    finally:
-        os.close(log)
 
 
 @dataclass(slots=True)
@@ -74,28 +69,22 @@ def _pause(failures: int) -> float:
     return float(min(_AGAIN_S * 2 ** min(failures, 10), _AGAIN_MAX_S))
 
 
-def _renewer_main(fds: Sequence[int], client: background.Client) -> int:
-    directory, link, memory = fds
-    try:
-        listener = background.listen(directory, "fetch")
-        renewer = _Renewer(listener, link, memory)
-        renewer.start_fetcher()
-    except BaseException as error:
-        client.failed(error)
-        return 1
-    client.ready()
-    client.heard()
-    client.close()
+def run(listener: socket.socket, link: int, memory: int, origins: int) -> int:
+    """The renewer's process, until the object server closes its end of link. The exit status.
+
+    origins: a file in memory with a line for each origin, so that a renewer knows what the one before it knew.
+    """
+    cext.set_process_name(RENEWER)
+    renewer = _Renewer(listener, link, memory, origins)
+    renewer.start_fetcher()
     renewer.run()
-    listener.close()
-    background.remove_socket(directory, "fetch")
     return 0
 
 
 class _Renewer:
     """One thread that answers, and one that talks to registries, which may take its time."""
 
-    def __init__(self, listener: socket.socket, link: int, memory: int) -> None:
+    def __init__(self, listener: socket.socket, link: int, memory: int, origins: int) -> None:
         self._listener = listener
         self._link = link
         self._memory = memory
@@ -116,6 +105,8 @@ class _Renewer:
         self._wanted: queue.SimpleQueue[tuple[int, Mapping[str, Any]]] = queue.SimpleQueue()
         self._got: queue.SimpleQueue[tuple[int, list[Credentials] | str]] = queue.SimpleQueue()
         self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._file = origins
+        self._recall()
 
     # -- the fetcher
 
@@ -148,7 +139,7 @@ class _Renewer:
                 continue
             lifetime = 0 if one.expires_at == math.inf else one.expires_at - now
             source = {"source": origin.first + at, "url": one.url, "headers": list(one.headers), "lifetime": lifetime}
-            self._tell({**source, "authorities": one.authorities})
+            self._tell({**source, "authorities": one.authorities, **proxies_for(one.url, os.environ)})
             sources.append(origin.first + at)
         self._tell({"origin": number, "sources": sources})
 
@@ -324,13 +315,29 @@ class _Renewer:
         if number not in self._origins:
             if len(self._origins) >= _ORIGINS_MAX:
                 raise OnesecError(f"got more than {_ORIGINS_MAX} origins")
-            credentials = [of_client(one) for one in known[:_SOURCES_EACH]]
-            origin = _Origin(words, 1 + _SOURCES_EACH * len(self._origins), credentials or first_try(words))
-            if credentials:
-                origin.due = min(one.renew_at for one in credentials)
-            self._origins[number] = origin
-            self._tell_origin(number, origin)
+            self._enter(number, words, [of_client(one) for one in known[:_SOURCES_EACH]])
+            self._remember(words)
         return number
+
+    def _enter(self, number: int, words: Mapping[str, Any], credentials: list[Credentials]) -> None:
+        origin = _Origin(words, 1 + _SOURCES_EACH * len(self._origins), credentials or first_try(words))
+        if credentials:
+            origin.due = min(one.renew_at for one in credentials)
+        self._origins[number] = origin
+        self._tell_origin(number, origin)
+
+    def _remember(self, words: Mapping[str, Any]) -> None:
+        """One write, at the end of what is there: a renewer that is killed in it leaves a line without an end."""
+        with suppress(OSError):  # out of memory: then a successor does not know it, and its next client says it again
+            os.pwrite(self._file, json.dumps(words).encode() + b"\n", os.fstat(self._file).st_size)
+
+    def _recall(self) -> None:
+        data = os.pread(self._file, os.fstat(self._file).st_size, 0)
+        *lines, broken = data.split(b"\n")
+        os.ftruncate(self._file, len(data) - len(broken))
+        for line in lines:
+            words = json.loads(line)
+            self._enter(number_of(words), words, [])
 
     # -- the loop
 

@@ -13,6 +13,7 @@ that ONESEC_CONFIG names), the default. Unknown keys are refused: a setting with
     linger = 600                # seconds that the pages of a container stay served after it, for the next one; 0: none
     cdi = ["/etc/cdi", "/var/run/cdi"]  # where devices are described, for --gpus and --device; the last one wins
     prefetch = "256MiB"         # of packs, fetched after a start for the local store when nobody waits; "0": nothing
+    cgroup = "/sys/fs/cgroup/x" # where the servers live that outlast a command; without it: in that of the first
     deadline = 120              # seconds that a read waits for bytes that do not come, until it fails; of new servers
 
     [store]                     # chunks that are read again and again, under root/cache/store
@@ -68,6 +69,7 @@ class RunSettings(Record):
     deadline_s: float = DEADLINE_S
     cdi: tuple[str, ...] = CDI_DIRECTORIES
     prefetch: int = PREFETCH
+    cgroup: str | None = None
 
 
 class StoreLimits(Record):
@@ -149,10 +151,13 @@ def _run_settings(table: _Table) -> RunSettings:
     if not all(os.path.isabs(directory) for directory in cdi):
         table.refuse("cdi", "absolute paths", list(cdi))
     prefetch = table.size("prefetch")
+    cgroup = table.text("cgroup")
+    if cgroup is not None and not os.path.isabs(cgroup):
+        table.refuse("cgroup", "an absolute path", cgroup)
     table.finish()
     profile = None if seccomp is None else _absolute(seccomp)
     prefetch = PREFETCH if prefetch is None else prefetch
-    return RunSettings(runtime, cast(Scratch, scratch), profile, linger_s, deadline_s, cdi, prefetch)
+    return RunSettings(runtime, cast(Scratch, scratch), profile, linger_s, deadline_s, cdi, prefetch, cgroup)
 
 
 def _store_limits(table: _Table) -> StoreLimits:

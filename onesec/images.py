@@ -182,6 +182,7 @@ def serve(image: OpenedImage, config: Config, places: Sequence[Source] = ()) -> 
         store=StoreSettings(f"{config.root}/cache/store", config.store.quota, config.store.floor),
         origin=origin_of(image, config),
         known=places,
+        cgroup=config.run.cgroup,
     ) as attachment:
         set_read_ahead(attachment.objects, FAR_READ_AHEAD_KB if attachment.origin else READ_AHEAD_KB)
         yield ServedImage(image, attachment, config, tuple(places))

@@ -17,6 +17,7 @@
 #include <grp.h>
 #include <linux/capability.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -168,7 +169,7 @@ static PyObject *keep_to_network(PyObject *module, PyObject *argument) {
     /* The C library loads it when a thread is cancelled, and aborts if it cannot. */
     dlopen("libgcc_s.so.1", RTLD_NOW);
     if ((geteuid() == 0 && become((int)user) < 0) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
-        os_keep_to_network((unsigned)getpid()) < 0)
+        prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || os_keep_to_network((unsigned)getpid()) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
     Py_RETURN_NONE;
 }
@@ -242,16 +243,56 @@ static PyObject *set_process_name(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* Bounds of the strings that the kernel put on the stack at the start: fields 48 to 51 of /proc/self/stat. */
+static int find_start_strings(unsigned long bounds[4]) {
+    char text[2048];
+    int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+    ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    if (size <= 0)
+        return -1;
+    text[size] = '\0';
+    char *at = strrchr(text, ')'); /* the name in front of it may have anything in it */
+    for (int field = 2; at != NULL && field < 48; field++)
+        at = strchr(at + 1, ' ');
+    if (at == NULL || sscanf(at, " %lu %lu %lu %lu", bounds, bounds + 1, bounds + 2, bounds + 3) != 4)
+        return -1;
+    return bounds[0] != 0 && bounds[0] < bounds[1] && bounds[1] <= bounds[2] && bounds[2] <= bounds[3] ? 0 : -1;
+}
+
+/* The caller has emptied its environment, so that nothing points into it any more. */
+static PyObject *forget_caller(PyObject *module, PyObject *args) {
+    const char *name;
+    unsigned long bounds[4];
+    (void)module;
+    if (!PyArg_ParseTuple(args, "s", &name))
+        return NULL;
+    if (find_start_strings(bounds) == 0) {
+        memset((void *)bounds[2], 0, bounds[3] - bounds[2]);
+        memset((void *)bounds[0], 0, bounds[1] - bounds[0]);
+        strncpy((char *)bounds[0], name, bounds[1] - bounds[0] - 1);
+    }
+    if (prctl(PR_SET_NAME, name, 0, 0, 0) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"drop_privileges", drop_privileges, METH_VARARGS,
      "drop_privileges(user, proc, opened=None): for good. proc: descriptor of the proc file system that is this "
      "process's "
      "root. opened: opens the store as that user, and returns the descriptor of its directory, or -1."},
     {"keep_to_network", keep_to_network, METH_O,
-     "keep_to_network(user): for good. What is left is reading what everybody may read, and talking to the network."},
+     "keep_to_network(user): for good. What is left is reading what everybody may read, and talking to the network. "
+     "The "
+     "process ends with its parent."},
     {"device_of", device_of, METH_VARARGS, "device_of(fd) -> (major, minor): without asking the file system."},
     {"filesystem_of", filesystem_of, METH_VARARGS, "filesystem_of(fd) -> int: the magic number of statfs(2)."},
     {"set_process_name", set_process_name, METH_VARARGS, "set_process_name(name): at most 15 bytes of it count."},
+    {"forget_caller", forget_caller, METH_VARARGS,
+     "forget_caller(name): what /proc shows of this process's arguments and environment is name and nothing. Empty "
+     "os.environ before."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -20,7 +20,7 @@ import pytest
 
 import cext
 from cext.errors import UnsupportedError
-from lazyfs import mount, mount_table, mount_target, object_mount, objects
+from lazyfs import background, mount, mount_table, mount_target, object_mount, objects
 from lazyfs.domain import log_tail
 from lazyfs.errors import ObjectServerError
 from tests.support.mounts import mount_file
@@ -526,6 +526,7 @@ def test_a_machine_without_fuse_is_told_so(place: Place, made: ObjectSet, monkey
         raise UnsupportedError("/dev/fuse: no such file or directory", hint="load the fuse module")
 
     monkeypatch.setattr(object_mount, "_open_fuse", refuse)
+    monkeypatch.setattr(background, "_is_large", lambda: False)  # a copy, with what is refused here
     with pytest.raises(UnsupportedError, match="/dev/fuse") as caught, place.attached(made):
         pass
     assert caught.value.hint == "load the fuse module"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.background import background_processes
 from tests.support.command import Onesec
 from tests.support.oci import oci_layout
 from tests.support.shell import shell_image
@@ -65,8 +66,8 @@ class Place:
         return ["import", f"oci:{self.directory / 'foreign'}:t", "-t", "imported"]
 
     def processes(self) -> list[str]:
-        """Everything alive that descends from a command of ours: they all have its environment."""
-        found = []
+        """Everything alive that descends from a command of ours: they have its environment, or a log of its."""
+        found = [f"{number} {name}" for number, name in background_processes(self.onesec.run_dir).items()]
         for name in os.listdir("/proc"):
             if name.isdigit() and int(name) != os.getpid():
                 try:

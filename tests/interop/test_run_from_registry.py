@@ -52,6 +52,9 @@ class Far:
         return "".join(path.read_text() for path in self.onesec.run_dir.glob("domains/*/log"))
 
 
+SERVERS = ("objects", "keeper", "renewer", "fetcher")
+
+
 def make_host(directory: Path, *servers: Server, auth: str = "{}") -> Onesec:
     directory.mkdir()
     settings = '[run]\nlinger = 0\n[store]\nquota = "0"\n' + "".join(one.settings() for one in servers)
@@ -88,7 +91,7 @@ def far(pushed: Server, tmp_path: Path) -> Iterator[Far]:
     found = Far(onesec, f"{pushed.host}/me")
     yield found
     onesec("umount", tmp_path / "mounted")
-    eventually(lambda: not any(found.processes(f"onesec-{name}") for name in ("objects", "renewer", "fetcher")))
+    eventually(lambda: not any(found.processes(f"onesec-{name}") for name in SERVERS))
 
 
 @pytest.fixture
@@ -143,6 +146,10 @@ def test_the_processes_have_what_they_need_and_no_more(far: Far, mounted: Path) 
     assert status["CapPrm"] == status["CapEff"] == status["CapBnd"] == "0" * 16
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
     assert Path(f"/proc/{renewer}/status").read_text().count("NoNewPrivs:\t0") == 1
+    for name in SERVERS:  # proc shows nothing of who started them
+        for process in far.processes(f"onesec-{name}"):
+            assert not Path(f"/proc/{process}/environ").read_bytes().strip(b"\0")
+            assert b"mount" not in Path(f"/proc/{process}/cmdline").read_bytes()
     kinds = {os.readlink(path).split(":")[0] for path in Path(f"/proc/{fetcher}/fd").iterdir()}
     assert not any("fuse" in kind for kind in kinds)
     for server in far.processes("onesec-objects"):  # none has a connection to a registry
@@ -166,11 +173,18 @@ def test_a_fetcher_that_is_killed_is_replaced_and_no_read_fails(far: Far, mounte
     assert "another one is started" in far.log()
 
 
-def test_a_renewer_that_is_killed_is_replaced_by_the_next_client(far: Far, mounted: Path) -> None:
+def test_a_renewer_that_is_killed_is_replaced_and_no_read_fails(far: Far, mounted: Path) -> None:
+    """By nobody who comes: what reads has no client of ours any more."""
     assert (mounted / "srv/small").read_bytes() == b"hello\n"
-    (renewer,) = far.processes("onesec-renewer")
+    (renewer,), (fetcher,) = far.processes("onesec-renewer"), far.processes("onesec-fetcher")
     os.kill(renewer, signal.SIGKILL)
-    eventually(lambda: not far.processes("onesec-fetcher"))
-    said = far.onesec("run", "app", "/bin/cat", "/srv/small")
-    assert (said.status, said.out) == (0, "hello\n"), said.err
+    assert hash_of(mounted / "srv/big") == DIGEST  # all of it through the next one, which knows the same origins
+    assert far.processes("onesec-renewer") not in ([], [renewer])
+    assert fetcher not in far.processes("onesec-fetcher")  # it went with its renewer
+    assert "renewer: ended with -9; another one is started" in far.log()
+
+
+def test_a_keeper_that_is_killed_takes_nothing_with_it(far: Far, mounted: Path) -> None:
+    (keeper,) = far.processes("onesec-keeper")
+    os.kill(keeper, signal.SIGKILL)
     assert hash_of(mounted / "srv/big") == DIGEST

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from lazyfs.mount_table import mount_table
+from tests.support.background import background_processes
 from tests.support.command import Onesec
 from tests.support.shell import shell_image
 from tests.support.waiting import eventually
@@ -18,19 +17,14 @@ pytestmark = pytest.mark.usefixtures("real_machine")
 
 @pytest.fixture
 def onesec(tmp_path: Path) -> Onesec:
-    command = Onesec(tmp_path)
+    (tmp_path / "onesec.toml").write_text("[run]\nlinger = 600\n")
+    command = Onesec(tmp_path, {"ONESEC_CONFIG": str(tmp_path / "onesec.toml")})
     assert command("import", shell_image(tmp_path), "-t", "app").status == 0
     return command
 
 
 def servers(place: Path) -> list[str]:
-    """Processes of ours that have a log below the place open."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            if entry.name.isdigit() and os.readlink(entry / "fd/2").startswith(str(place)):
-                found.append((entry / "comm").read_text().strip())
-    return found
+    return sorted(background_processes(place).values())
 
 
 def mounts(place: Path) -> list[str]:

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from tests.support.background import background_processes
 from tests.support.command import Onesec, Said
 from tests.support.shell import shell_image
 
@@ -100,9 +101,9 @@ class Watcher:
         self.processes: set[bytes] = set()
 
     def _family(self) -> set[int]:
-        """The commands of this test, which have the marker, and all that descends from them."""
+        """The commands of this test, which have the marker, what they left running, and all that descends from them."""
         parents: dict[int, int] = {}
-        found: set[int] = set()
+        found = set(background_processes(self._onesec.run_dir))
         for name in filter(str.isdigit, os.listdir("/proc")):
             with suppress(OSError):
                 parents[int(name)] = int(Path("/proc", name, "stat").read_text().rpartition(")")[2].split()[1])
