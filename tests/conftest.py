@@ -18,6 +18,8 @@ settings.register_profile("onesec", deadline=None, print_blob=True, suppress_hea
 settings.load_profile("onesec")
 """No test depends on how busy the machine is; a failure says how to have it again."""
 
+os.umask(0o022)  # what tests put into images is for all of its users, whatever the caller's is
+
 REQUIRED_BY_REAL = ("crun", "mkfs.erofs", "cc")
 
 
