@@ -11,13 +11,13 @@ NEEDS := gcc clang make pkg-config python3-dev python3-venv librust-blake3-dev l
 SANITIZED := tests/unit/cext tests/unit/cache tests/property tests/interop/test_run.py tests/interop/test_whole_road.py \
 	tests/fuse/test_mount.py tests/fuse/test_chunk_store.py tests/fuse/test_object_server.py tests/fuse/test_objects.py \
 	tests/fuse/test_remote_objects.py tests/fuse/test_remote_process.py tests/fuse/test_read_ahead.py tests/security/test_fetch_link.py \
-	tests/security/test_spans_between_images.py tests/fuse/test_prefetch.py \
+	tests/security/test_spans_between_images.py tests/fuse/test_prefetch.py tests/fuse/test_learned_reads.py \
 	tests/fuse/test_portable.py tests/fuse/test_prefill.py tests/unit/lazyfs/test_bootpack.py
 # What has threads of ours.
 THREADED := tests/unit/cext tests/unit/cache $(filter-out %_cuts.py %_faults.py,$(wildcard tests/property/test_store*.py)) tests/interop/test_run.py \
 	tests/fuse/test_mount.py tests/fuse/test_chunk_store.py tests/fuse/test_object_server.py tests/fuse/test_objects.py \
 	tests/fuse/test_remote_objects.py tests/fuse/test_remote_process.py tests/fuse/test_read_ahead.py tests/security/test_fetch_link.py \
-	tests/security/test_spans_between_images.py tests/fuse/test_prefetch.py \
+	tests/security/test_spans_between_images.py tests/fuse/test_prefetch.py tests/fuse/test_learned_reads.py \
 	tests/fuse/test_prefill.py
 
 .PHONY: help setup test lint types sanitize fuzz reference demo bench bench-micro clean

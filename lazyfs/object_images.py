@@ -98,6 +98,7 @@ class Client:
     images: set[int] = field(default_factory=set)
     attach: _Attach | None = None
     traces: bool = False
+    learns: bool = False
 
     def drop_attach(self) -> None:
         if self.attach is not None:
@@ -209,6 +210,12 @@ class Images:
             room = max(0, room)
             kept.fds += fds[:room]
             del fds[:room]
+
+    def of(self, client: Client, number: int) -> int:
+        """The number, if it is one of the client's images."""
+        if number not in client.images:
+            raise RefusedError(f"got image {number}, which is not this client's")
+        return number
 
     def prefetch(self, client: Client, number: int, budget: int, fds: Sequence[int]) -> None:
         """Nobody waits for it, so whatever is wrong with it is left out."""

@@ -28,6 +28,8 @@ Messages are one JSON object in one packet, with descriptors. Of a client:
              then the rest of the same objects, while nobody waits for anything. No answer
     trace    reads are recorded until this client ends
     touches  descriptor to write to: what was read while reads were recorded
+    learn    what is read is kept in mind until this client ends, a megabyte at most
+    learned  image; descriptor to write to: what of its objects was read meanwhile, as runs
     keep     image, device ("major:minor" of a mount that uses it): the image stays until that mount is gone
     detach   image
     connection  the answer has a descriptor of the FUSE connection, for one more mount

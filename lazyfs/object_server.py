@@ -179,6 +179,8 @@ class Server:
         self._images.forget(client)
         if client.traces and not self._profile and not any(other.traces for other in self._clients.values()):
             self._server.record(False)
+        if client.learns and not any(other.learns for other in self._clients.values()):
+            self._server.learn(False)
 
     # -- what a client may ask; fds it takes are taken out of the list
 
@@ -215,7 +217,13 @@ class Server:
             self._server.record(True)
             return {}
         if what == "touches":
-            return self._touches(fds)
+            return _hand_out(self._server.touches(), fds)
+        if what == "learn":
+            client.learns = True
+            self._server.learn(True)
+            return {}
+        if what == "learned":
+            return _hand_out(self._server.learned(self._images.of(client, int(words["image"]))), fds)
         if what == "keep":
             return self._images.keep(client, int(words["image"]), str(words["device"]))
         if what == "detach":
@@ -234,14 +242,15 @@ class Server:
             }
         raise RefusedError(
             f"got {what!r}, want link, attach, packs, share, boot, frames, pin, pushed, prefetch, trace, "
-            "touches, connection, keep, detach, end or statistics"
+            "touches, learn, learned, connection, keep, detach, end or statistics"
         )
 
-    def _touches(self, fds: list[int]) -> dict[str, Any]:
-        if len(fds) != 1:
-            raise RefusedError("touches: got no descriptor")
-        view = memoryview(self._server.touches())
-        size = len(view)
-        while view:
-            view = view[os.write(fds[0], view) :]
-        return {"size": size}
+
+def _hand_out(data: bytes, fds: list[int]) -> dict[str, Any]:
+    """What would not fit into a packet."""
+    if len(fds) != 1:
+        raise RefusedError(f"got {len(fds)} descriptors, want one to write to")
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fds[0], view) :]
+    return {"size": len(data)}

@@ -14,6 +14,7 @@ that ONESEC_CONFIG names), the default. Unknown keys are refused: a setting with
     cdi = ["/etc/cdi", "/var/run/cdi"]  # where devices are described, for --gpus and --device; the last one wins
     prefetch = "256MiB"         # of packs, fetched after a start for the local store when nobody waits; "0": nothing
     cgroup = "/sys/fs/cgroup/x" # where the servers live that outlast a command; without it: in that of the first
+    learn = true                # what a start reads is read ahead of the next one of the same command
     deadline = 120              # seconds that a read waits for bytes that do not come, until it fails; of new servers
 
     [store]                     # chunks that are read again and again, under root/cache/store
@@ -70,6 +71,7 @@ class RunSettings(Record):
     cdi: tuple[str, ...] = CDI_DIRECTORIES
     prefetch: int = PREFETCH
     cgroup: str | None = None
+    learn: bool = True
 
 
 class StoreLimits(Record):
@@ -151,13 +153,14 @@ def _run_settings(table: _Table) -> RunSettings:
     if not all(os.path.isabs(directory) for directory in cdi):
         table.refuse("cdi", "absolute paths", list(cdi))
     prefetch = table.size("prefetch")
+    learn = table.flag("learn", True)
     cgroup = table.text("cgroup")
     if cgroup is not None and not os.path.isabs(cgroup):
         table.refuse("cgroup", "an absolute path", cgroup)
     table.finish()
     profile = None if seccomp is None else _absolute(seccomp)
     prefetch = PREFETCH if prefetch is None else prefetch
-    return RunSettings(runtime, cast(Scratch, scratch), profile, linger_s, deadline_s, cdi, prefetch, cgroup)
+    return RunSettings(runtime, cast(Scratch, scratch), profile, linger_s, deadline_s, cdi, prefetch, cgroup, learn)
 
 
 def _store_limits(table: _Table) -> StoreLimits:
@@ -192,8 +195,8 @@ class _Table:
             self.refuse(key, "a string", value)
         return value
 
-    def flag(self, key: str) -> bool:
-        value = self._values.pop(key, False)
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self._values.pop(key, default)
         if not isinstance(value, bool):
             self.refuse(key, "true or false", value)
         return value

@@ -316,6 +316,8 @@ void os_fuse_answer_read(os_fuse_worker *self, os_ask *ask) {
         add_counts(server, &self->reader);
         if (answer == OS_ANSWER_HERE) {
             atomic_fetch_add(&server->count.read_bytes, size);
+            if (size > 0 && atomic_load(&server->learning))
+                os_fuse_learn(server, node, ask->offset, size);
             if (size > 0 && atomic_load(&server->recording))
                 os_fuse_record(server, node, ask, size, from);
             os_fuse_reply(server, ask->fd, ask->unique, 0, self->reply, size);

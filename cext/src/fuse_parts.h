@@ -21,6 +21,8 @@
 #define OS_FUSE_KEEPERS 2u /* threads that answer what was parked: one decodes 0.7 GB/s */
 #define OS_FUSE_OBJECT_MODE (S_IFREG | 0444)
 
+typedef struct os_fuse_learned os_fuse_learned;
+
 typedef struct os_fuse_worker {
     os_fuse_server *server; /* borrowed */
     pthread_t thread;
@@ -45,7 +47,7 @@ struct os_fuse_server {
     unsigned workers;                                             /* immutable, with the keepers */
     os_spans *spans; /* owned, immutable; NULL: nothing comes from far away */
     os_warm *warm;   /* owned, immutable; NULL: and nothing could be kept */
-    atomic_bool stopping, recording;
+    atomic_bool stopping, recording, learning;
 
     pthread_mutex_t lock; /* guards the rest, but for count */
     pthread_cond_t parked_changed;
@@ -63,6 +65,8 @@ struct os_fuse_server {
     uint64_t next_frames; /* the same for what waits for frames of a boot pack */
     os_fuse_touch *touch; /* owned */
     size_t touches, touches_room;
+    os_fuse_learned *learned; /* owned */
+    size_t learned_count, learned_room;
 
     struct {
         atomic_uint_fast64_t lookups, reads, read_bytes, other, errors, parked, expired, interrupts, killed, pack_bytes,
@@ -87,6 +91,9 @@ void os_fuse_fail(os_fuse_server *server, const os_ask *ask); /* EIO */
 os_boot_found os_fuse_from_boot(os_fuse_worker *self, const os_node *node, os_ask *ask, size_t size);
 /* fuse_images.c */
 void os_fuse_record(os_fuse_server *server, const os_node *node, const os_ask *ask, size_t size, os_fuse_from from);
+
+/* fuse_learn.c: of a READ that was answered, while reads are learned. */
+void os_fuse_learn(os_fuse_server *server, const os_node *node, uint64_t offset, size_t size);
 
 /* EIO, now and for a while: what it waited for did not come before the deadline. */
 void os_fuse_expire(os_fuse_server *server, const os_ask *ask);

@@ -333,6 +333,8 @@ void os_fuse_server_free(os_fuse_server *server) {
     os_nodes_destroy(&server->nodes, env);
     if (server->touch != NULL)
         env->release(env->context, server->touch);
+    if (server->learned != NULL)
+        env->release(env->context, server->learned);
     os_frame_cache_destroy(&server->cache, env);
     pthread_cond_destroy(&server->parked_changed);
     pthread_mutex_destroy(&server->lock);

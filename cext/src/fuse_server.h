@@ -20,6 +20,7 @@
 #define OS_FUSE_PARKED_MAX 65536u
 #define OS_FUSE_BOOTS_MAX 64u          /* boot packs that answer reads */
 #define OS_FUSE_TOUCHES_MAX (1u << 20) /* recorded; later ones are not */
+#define OS_FUSE_LEARNED_MAX 65536u     /* runs of pages that are learned, of 16 bytes */
 
 typedef struct os_fuse_server os_fuse_server;
 
@@ -116,6 +117,12 @@ os_code os_fuse_server_prefetch(os_fuse_server *server, uint64_t id, const os_wa
 void os_fuse_server_record(os_fuse_server *server, bool on);
 /* How many touches there are, and up to room of them from row first on. */
 size_t os_fuse_server_touches(os_fuse_server *server, size_t first, os_fuse_touch *out, size_t room);
+
+/* What is read is learned from now on, or no more and what was learned is forgotten. */
+void os_fuse_server_learn(os_fuse_server *server, bool on);
+/* What was learned of an image's objects, from *next on, which moves: at most room runs. Returns how many, 0: no more.
+ */
+size_t os_fuse_server_learned(os_fuse_server *server, uint64_t id, size_t *next, os_warm_run *out, size_t room);
 
 void os_fuse_server_statistics(os_fuse_server *server, os_fuse_statistics *out);
 uint64_t os_fuse_server_node(const os_fuse_server *server, const uint8_t object[OS_ID_SIZE]);

@@ -107,6 +107,33 @@ PyObject *os_py_object_prefetch(PyObject *object, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+PyObject *os_py_object_learn(PyObject *object, PyObject *argument) {
+    object_server *self = (object_server *)object;
+    int on = PyObject_IsTrue(argument);
+    if (on < 0 || os_py_object_is_closed(self))
+        return NULL;
+    os_fuse_server_learn(self->server, on);
+    Py_RETURN_NONE;
+}
+
+PyObject *os_py_object_learned(PyObject *object, PyObject *argument) {
+    object_server *self = (object_server *)object;
+    unsigned long long id = PyLong_AsUnsignedLongLong(argument);
+    if ((id == (unsigned long long)-1 && PyErr_Occurred()) || os_py_object_is_closed(self))
+        return NULL;
+    os_warm_run *runs = PyMem_Malloc(OS_FUSE_LEARNED_MAX * sizeof *runs);
+    if (runs == NULL)
+        return PyErr_NoMemory();
+    os_fuse_server *server = self->server;
+    size_t next = 0, count;
+    Py_BEGIN_ALLOW_THREADS;
+    count = os_fuse_server_learned(server, id, &next, runs, OS_FUSE_LEARNED_MAX);
+    Py_END_ALLOW_THREADS;
+    PyObject *bytes = PyBytes_FromStringAndSize((const char *)runs, (Py_ssize_t)(count * sizeof *runs));
+    PyMem_Free(runs);
+    return bytes;
+}
+
 PyObject *os_py_object_node(PyObject *object, PyObject *argument) {
     object_server *self = (object_server *)object;
     char *id;

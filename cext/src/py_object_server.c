@@ -165,6 +165,9 @@ static PyMethodDef methods[] = {
      "prefetch(image, runs, budget): chunks under the runs (object, offset, length: 48 bytes each) and of their "
      "objects "
      "into the store, while nobody waits. budget: bytes of packs."},
+    {"learn", os_py_object_learn, METH_O, "learn(on): keep in mind what is read, or forget it."},
+    {"learned", os_py_object_learned, METH_O,
+     "learned(image) -> bytes: runs of its objects in the order in which they were read, 48 bytes each."},
     {"node", os_py_object_node, METH_O, "node(object) -> int: the inode number of an object."},
     {"statistics", os_py_object_statistics, METH_NOARGS, "Counts since the start."},
     {NULL, NULL, 0, NULL},

@@ -43,6 +43,8 @@ PyObject *os_py_object_add_boot(PyObject *object, PyObject *args);
 PyObject *os_py_object_remove_boot(PyObject *object, PyObject *argument);
 PyObject *os_py_object_store_page(PyObject *object, PyObject *args);
 PyObject *os_py_object_prefetch(PyObject *object, PyObject *args);
+PyObject *os_py_object_learn(PyObject *object, PyObject *argument);
+PyObject *os_py_object_learned(PyObject *object, PyObject *argument);
 PyObject *os_py_object_node(PyObject *object, PyObject *argument);
 PyObject *os_py_object_touches(PyObject *object, PyObject *unused);
 PyObject *os_py_object_record(PyObject *object, PyObject *argument);

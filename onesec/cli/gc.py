@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
+from lazyfs.learned import forget
 from onesec.config import Config
 from registry.layout import Layout
 from registry.upkeep import collect
@@ -16,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, config: Config) -> int:
-    done = collect(Layout.open(config.root))
+    layout = Layout.open(config.root)
+    done = collect(layout)
+    forget(config.root, {tag.manifest.digest.hex for tag in layout.tags()})
     if config.json:
         print(json.dumps(asdict(done)))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cext.errors import UsageError
+from lazyfs.learned import forget
 from onesec.config import Config
 from registry.layout import Layout
 from registry.reference import Reference
@@ -22,4 +23,5 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     layout = Layout.open(config.root)
     for reference in references:
         layout.untag(reference)
+    forget(config.root, {tag.manifest.digest.hex for tag in layout.tags()})
     return 0

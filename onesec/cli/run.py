@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     from lazyfs.prefill import Ahead
     from lazyfs.probe import probe
     from onesec.images import found_image, prefilled, serve
+    from onesec.lessons import lesson
 
     story = _story(arguments.timeline)
     probe().require()
@@ -53,7 +54,11 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
         stack.enter_context(image)
         story.mark("index")
         try:
-            with serve(image, config, places) as served, prefilled(served, ahead) as prefill:
+            with (
+                serve(image, config, places) as served,
+                prefilled(served, ahead) as prefill,
+                lesson(served, options.command, _note) as learning,
+            ):
                 story.attached(served)
                 status = container.run(
                     served.lowers,
@@ -64,6 +69,8 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
                     note=_note,
                     mark=story.mark,
                 )
+                if learning is not None:
+                    learning.end(status)
                 _tell(story, served, prefill, options.command, status)
                 return status
         except ContainerError as error:

@@ -27,6 +27,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
     runtime = "runc"
     scratch = "memory"
     prefetch = "1 MiB"
+    learn = false
     [store]
     quota = "20GiB"
     floor = "512 MiB"
@@ -37,6 +38,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
     """
     config = load(write(tmp_path, text))
     assert (config.run.runtime, config.run.scratch, config.run.prefetch) == ("runc", "memory", 1 << 20)
+    assert not config.run.learn
     assert config.store == StoreLimits(20 << 30, 512 << 20)
     assert config.registries == {"localhost:5000": RegistrySettings(True, Path("/ca.pem"), ("m.example",))}
 
