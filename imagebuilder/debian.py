@@ -24,7 +24,7 @@ from cext.errors import UnsupportedError, UsageError
 from imagebuilder.errors import DebianError
 from imagebuilder.pip_settings import hide_credentials
 
-RECIPE = "2"  # counts changes of what follows that change an image's bytes; part of the cache key
+RECIPE = "3"  # counts changes of what follows that change an image's bytes; part of the cache key
 _NO_SOURCES = "# The mirrors that this image was made from are its maker's and not kept. Name yours here to use apt.\n"
 _KEYRINGS = "/usr/share/keyrings"
 _NEEDED = ("ca-certificates", "python3")

@@ -16,6 +16,7 @@ from imagebuilder.image import CallSite, Configure, CopyLocal, DebianBase, Image
 from imagebuilder.pip_settings import PipSettings
 
 _KEY_CONTEXT = "onesec 2026 build step v1"
+_RUN_RECIPE = 2  # counts changes of how what a command left becomes a layer: steps of another are not taken
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -176,6 +177,7 @@ def _definition(
         case Run(commands=commands, secrets=secrets):
             return {
                 "step": "run",
+                "recipe": _RUN_RECIPE,
                 "commands": commands,
                 "secrets": secrets,
                 "env": context.env,

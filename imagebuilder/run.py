@@ -285,7 +285,7 @@ class _Execution:
             with sandbox.run(manifest, commands, domain=domain) as changes:
                 settle(changes.upper, changes.base, began, packages=packages)
                 return layer_from_overlay_upper(
-                    workshop, changes.upper, changes.base, packs=changes.packs, note=self._progress.note
+                    workshop, changes.upper, changes.merged, changes.base, packs=changes.packs, note=self._progress.note
                 )
 
         async with self._writing, trio.open_nursery() as nursery:

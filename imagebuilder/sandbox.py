@@ -33,9 +33,12 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What commands left. upper: an overlay's upper directory, there until the block ends. packs: of the base."""
+    """What commands left. upper: an overlay's upper directory. merged: where that overlay shows all of its tree. Both
+    are there until the block ends. packs: of the base.
+    """
 
     upper: str
+    merged: str
     base: Base
     packs: Iterable[Descriptor]
 

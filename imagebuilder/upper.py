@@ -35,13 +35,14 @@ class Base(Protocol):
 def layer_from_overlay_upper(
     workshop: Workshop,
     upper: str | bytes,
+    merged: str | bytes,
     base: Base,
     *,
     packs: Iterable[Descriptor] = (),
     note: Callable[[str], None] | None = None,
 ) -> LayerRecord:
     """The upper directory of an overlay, complete in itself: files that overlayfs left without data take theirs from
-    base, renamed directories are written out. packs: those of the base.
+    base, renamed directories are written out. merged: where the overlay shows its whole tree. packs: those of the base.
 
     The root's own entry stays the base's: overlayfs shows the upper directory's, which the sandbox made.
     """
@@ -49,7 +50,7 @@ def layer_from_overlay_upper(
     def fill(layer: LayerWriter) -> None:
         fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            walk = _UpperWalk(layer, base, note)
+            walk = _UpperWalk(layer, base, os.fsencode(merged), note)
             walk.children(fd, b"", b"", whole=False)
             walk.link_names_below()
         finally:
@@ -64,11 +65,12 @@ class _UpperWalk(Walk):
     whole: the layer must say everything itself, because a parent is opaque in it.
     """
 
-    def __init__(self, layer: LayerWriter, base: Base, note: Callable[[str], None] | None) -> None:
+    def __init__(self, layer: LayerWriter, base: Base, merged: bytes, note: Callable[[str], None] | None) -> None:
         super().__init__(layer, note)
         self._base = base
-        self._changed: dict[int, bytes] = {}  # link group of the base -> a name of it in the upper directory
-        self._copied: list[tuple[bytes, int]] = []  # names that a renamed directory still has of the base, with groups
+        self._merged = merged
+        self._changed: dict[tuple[int, int], bytes] = {}  # inode with names below -> one of upper
+        self._copied: list[bytes] = []  # linked names that a renamed directory still has of the base
         self._over: set[bytes] = set()  # paths at which, and below which, nothing of the base shows through
 
     def children(self, fd: int, path: bytes, lower: bytes | None, *, whole: bool) -> None:
@@ -90,10 +92,10 @@ class _UpperWalk(Walk):
             if not whole:
                 self._layer.add(path, entry(WHITEOUT))
             return
-        if lower is not None and found.st_nlink > 1 and _INDEXED in read_xattrs(by_name(directory, name)):
-            below = self._base.lookup(join(lower, name))
-            if below is not None and below.link_group:
-                self._changed.setdefault(below.link_group, path)
+        if found.st_nlink > 1 and _INDEXED in read_xattrs(by_name(directory, name)):
+            inode = self._inode(path)
+            if inode is not None:
+                self._changed.setdefault(inode, path)
         if stat.S_ISREG(found.st_mode) and _METACOPY in (xattrs := read_xattrs(by_name(directory, name))):
             self._metacopy(found, xattrs, path, None if lower is None else join(lower, name), lower)
         else:
@@ -154,21 +156,31 @@ class _UpperWalk(Walk):
             raise CorruptError(f"{os.fsdecode(lower)}: not in the base")
         self._layer.add_known(path, found)
         if found.link_group:
-            self._copied.append((path, found.link_group))
+            self._copied.append(path)
         if found.kind is DIRECTORY:
             for name in sorted(self._base.names(lower)):
                 self._copy(join(path, name), join(lower, name))
 
     def link_names_below(self) -> None:
         """What was changed under one of its names was changed under all: the others follow, although overlayfs has them
-        in its index and not in the upper directory.
+        in its index and not in the upper directory. Which inode a name has is asked of the overlay: a file that was
+        renamed after its change, perhaps over a name of another, cannot be told by its name.
         """
         if not self._changed:
             return
-        names = [(path, found.link_group) for path, found in self._base.walk() if found.link_group in self._changed]
-        for path, group in [*((path, group) for path, group in names if not self._covered(path)), *self._copied]:
-            if group in self._changed:
-                self._layer.link(path, self._changed[group])
+        names = [path for path, found in self._base.walk() if found.link_group and not self._covered(path)]
+        for path in (*names, *self._copied):
+            inode = self._inode(path)
+            if inode is not None and inode in self._changed:
+                self._layer.link(path, self._changed[inode])
+
+    def _inode(self, path: bytes) -> tuple[int, int] | None:
+        """As the overlay shows it. All that leads to path is known to be directories."""
+        try:
+            found = os.stat(join(self._merged, path), follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_dev, found.st_ino
 
     def _covered(self, path: bytes) -> bool:
         parts = path.split(b"/")

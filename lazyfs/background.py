@@ -189,14 +189,15 @@ def _join(cgroup: str) -> None:
 
 # ---------------------------------------------------------------------- in a fresh interpreter
 
-_PROGRAM = """
-import json, sys
-with open(int(sys.argv[1]), "rb") as file:
-    call = json.load(file)
-sys.path[:] = call["path"]
-from lazyfs import background
-background.resume(call)
-"""
+_PROGRAM = "; ".join(
+    (
+        "import json, sys",
+        "call = json.load(open(int(sys.argv[1]), 'rb'))",
+        "sys.path[:] = call['path']",
+        "from lazyfs import background",
+        "background.resume(call)",
+    )
+)
 
 _LOADER = (
     *("LD_LIBRARY_PATH", "LD_PRELOAD", "ONESEC_NATIVE"),

@@ -91,11 +91,11 @@ def changes(
     name: str,
     note: Note | None = None,
     stopper: Stopper | None = None,
-) -> Iterator[tuple[str, int | None, int]]:
+) -> Iterator[tuple[str, str, int | None, int]]:
     """Runs containers one after the other on one scratch layer, until one fails. They read nothing and write to stderr.
 
-    Gives the layer's upper directory, which lasts as long as the block, the number of the command that failed or None,
-    and the last exit status. stopper: for another thread to end it.
+    Gives the layer's upper directory and the whole tree, which last as long as the block, the number of the command
+    that failed or None, and the last exit status. stopper: for another thread to end it.
     """
     program = find_runtime(settings.runtime)
     with ExitStack() as stack:
@@ -112,7 +112,7 @@ def changes(
             if status:
                 failed = number
                 break
-        yield f"/proc/self/fd/{scratch}/upper", failed, status
+        yield f"/proc/self/fd/{scratch}/upper", f"/proc/self/fd/{tree}", failed, status
 
 
 def run_tree(

@@ -73,11 +73,11 @@ class LazySandbox:
                 name="build step",
                 note=self.note,
                 stopper=self.stopper,
-            ) as (upper, failed, status),
+            ) as (upper, merged, failed, status),
         ):
             if failed is not None:
                 raise CommandError(commands[failed].argv[-1], status)
-            yield Changes(upper, tree(merge(layers)), manifest.each(PACK))
+            yield Changes(upper, merged, tree(merge(layers)), manifest.each(PACK))
 
     def _settings(self) -> container.Settings:
         run = self.config.run

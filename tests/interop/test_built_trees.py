@@ -51,6 +51,19 @@ mv /data/pairs/elsewhere /data/pairs-moved
 rm /data/pairs/removed
 rm /data/pairs/replaced
 touch /data/pairs/replaced
+chmod 600 /data/names/first
+mv /data/names/first /data/names/renamed
+cat /data/owned >> /data/written/first
+mv /data/written/first /data/written/renamed
+chmod 600 /data/swapped/one
+chmod 640 /data/swapped/other
+mv /data/swapped/one /data/swapped/aside
+mv /data/swapped/other /data/swapped/one
+mv /data/swapped/aside /data/swapped/other
+chmod 600 /data/over/new
+mv -f /data/over/new /data/over/old
+mv /data/untouched/first /data/untouched/renamed
+ln /data/untouched/second /data/untouched/third
 """
 
 
@@ -77,6 +90,19 @@ def plain(tree: Path) -> None:
     (data / "pairs/changed").write_bytes(b"of many names\n" * 1000)
     for name in ("pairs/alone", "pairs/elsewhere/inside", "pairs/removed", "pairs/replaced", "kept/pair"):
         os.link(data / "pairs/changed", data / name)
+    # Names of one inode that are changed and then renamed: the name says nothing any more about which inode it was.
+    for directory, names in (
+        ("names", ("first", "second")),
+        ("written", ("first", "second")),
+        ("swapped", ("one", "one too")),
+        ("swapped", ("other", "other too")),
+        ("over", ("new", "new too")),
+        ("over", ("old", "old too")),
+        ("untouched", ("first", "second")),
+    ):
+        (data / directory).mkdir(exist_ok=True)
+        (data / directory / names[0]).write_bytes(f"{directory} {names[0]}\n".encode() * 1000)
+        os.link(data / directory / names[0], data / directory / names[1])
     (data / "link-to-directory").symlink_to("directory")
 
 

@@ -42,7 +42,7 @@ class Looking:
         self.seen.append((domain, list(commands)))
         self.upper.mkdir(exist_ok=True)
         layers = [read_decoded(self.layout, blob) for blob in manifest.layers if "layer" in blob.media_type]
-        yield Changes(str(self.upper), open_tree(merge(layers)), ())
+        yield Changes(str(self.upper), str(self.upper), open_tree(merge(layers)), ())
 
 
 def root(layer: LayerWriter) -> None:
