@@ -249,13 +249,12 @@ def decode_index(layout: Layout, manifest: Manifest) -> None:
     temporaries: list[str] = []
     fds: list[int] = []
     try:
-        for blob in blobs:
-            layout.verify_blob(blob)
+        for _ in blobs:
             path = f"{directory}/tmp-{os.getpid()}-{os.urandom(6).hex()}"
             fds.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
             temporaries.append(path)
             fcntl.flock(fds[-1], fcntl.LOCK_SH)  # until we are done fsck leaves it alone
-            decode_blob(layout, blob, fds[-1])
+        _decode_both(layout, blobs, fds)
         cext.check_image_sandboxed(fds[0], fds[1])
         check_packs(fds[1], manifest)
         for path, blob in zip(temporaries, blobs, strict=True):
@@ -268,6 +267,34 @@ def decode_index(layout: Layout, manifest: Manifest) -> None:
                 os.unlink(path)
         for fd in fds:
             os.close(fd)
+
+
+def _decode_both(layout: Layout, blobs: Sequence[Descriptor], targets: Sequence[int]) -> None:
+    """Verifies and decodes the two index blobs side by side: either keeps a core busy for 30 ms at 100,000 files. Both
+    have ended on return; of two errors the first blob's is raised.
+    """
+    import threading  # here and not on the way of an image that was decoded before
+
+    failed: list[BaseException] = []
+
+    def decode(blob: Descriptor, target: int) -> None:
+        layout.verify_blob(blob)
+        decode_blob(layout, blob, target)
+
+    def beside() -> None:
+        try:
+            decode(blobs[1], targets[1])
+        except BaseException as error:  # the caller's to raise
+            failed.append(error)
+
+    thread = threading.Thread(target=beside, name="onesec-tables")
+    thread.start()
+    try:
+        decode(blobs[0], targets[0])
+    finally:
+        thread.join()
+    if failed:
+        raise failed[0]
 
 
 def decode_blob(layout: Layout, blob: Descriptor, target: int) -> None:

@@ -223,6 +223,9 @@ os_code os_tables_find(const os_tables *t, const uint8_t id[OS_ID_SIZE], uint32_
 #define DESCRIPTION_HEAD 24u
 #define PART 40u
 #define PARTS_AT_ONCE 64u
+#define BATCH 16u /* objects: what a processor with AVX-512 hashes at once */
+
+_Static_assert(DESCRIPTION_HEAD + PART == OS_HASH_BLOCK, "an object of one part is one block");
 
 /* The id that an object's description has. context: initialised for objects. The tables may be hostile, or a mapping of
  * a file that somebody changes: what could lead out of them is looked at here. used: a byte for each chunk, or NULL. */
@@ -259,21 +262,21 @@ static os_code id_of_object(const os_tables *t, uint32_t row, const os_hasher *c
     return OS_OK;
 }
 
-static os_code check_object(const os_tables *t, uint32_t row, const os_hasher *context, uint8_t *used,
-                            os_failure *failure) {
-    uint8_t id[OS_ID_SIZE];
-    os_code code = id_of_object(t, row, context, used, id, failure);
-    if (code != OS_OK)
-        return code;
-    if (memcmp(id, t->object_id + (size_t)row * OS_ID_SIZE, sizeof id) != 0)
-        return os_fail(failure, OS_CORRUPT, "tables: object %u: got an id that is not the id of its parts", row);
-    return OS_OK;
-}
-
-os_code os_tables_check_object(const os_tables *t, uint32_t row, os_failure *failure) {
-    os_hasher context;
-    os_hasher_init_derive(&context, OBJECT_CONTEXT);
-    return check_object(t, row, &context, NULL, failure);
+/* Fills description, one block, for an object that is one part; false for others and for what is unsound. */
+static bool describe_one_part(const os_tables *t, uint32_t row, uint8_t *used, uint8_t description[OS_HASH_BLOCK]) {
+    uint32_t first = t->object_ref[row], last = t->object_ref[row + 1];
+    if (first >= t->ref_count || last != first + 1 || t->ref[first] >= t->chunk_count)
+        return false;
+    uint32_t chunk = t->ref[first];
+    if (used)
+        used[chunk] = 1;
+    os_put32(description, t->object_algorithm[row]);
+    os_put32(description + 4, 0);
+    os_put64(description + 8, t->object_size[row]);
+    os_put64(description + 16, 1);
+    os_put64(description + DESCRIPTION_HEAD, os_tables_length(t, chunk));
+    memcpy(description + DESCRIPTION_HEAD + 8, t->chunk_id + (size_t)chunk * OS_ID_SIZE, OS_ID_SIZE);
+    return true;
 }
 
 /* Objects stand by id, so their chunks are all over the columns: they are asked for some objects ahead. */
@@ -286,16 +289,58 @@ static void fetch_ahead(const os_tables *t, uint32_t row) {
     __builtin_prefetch(t->chunk_length + chunk);
 }
 
+/* The ids of count objects from row on, at most BATCH. Most files are one part: those go through the hash together. */
+static os_code ids_of_objects(const os_tables *t, uint32_t row, uint32_t count, const os_hasher *context, uint8_t *used,
+                              uint8_t ids[BATCH][OS_ID_SIZE], os_failure *failure) {
+    uint8_t descriptions[BATCH][OS_HASH_BLOCK], together[BATCH][OS_ID_SIZE];
+    const uint8_t *inputs[BATCH];
+    uint32_t places[BATCH];
+    size_t short_ones = 0;
+    for (uint32_t at = 0; at < count; at++) {
+        fetch_ahead(t, row + at + BATCH);
+        if (describe_one_part(t, row + at, used, descriptions[short_ones])) {
+            inputs[short_ones] = descriptions[short_ones];
+            places[short_ones++] = at;
+            continue;
+        }
+        os_code code = id_of_object(t, row + at, context, used, ids[at], failure);
+        if (code != OS_OK)
+            return code;
+    }
+    os_hash_blocks(context, inputs, short_ones, together[0]);
+    for (size_t at = 0; at < short_ones; at++)
+        memcpy(ids[places[at]], together[at], OS_ID_SIZE);
+    return OS_OK;
+}
+
+static os_code wrong_id(uint32_t row, os_failure *failure) {
+    return os_fail(failure, OS_CORRUPT, "tables: object %u: got an id that is not the id of its parts", row);
+}
+
+os_code os_tables_check_object(const os_tables *t, uint32_t row, os_failure *failure) {
+    os_hasher context;
+    uint8_t id[OS_ID_SIZE];
+    os_hasher_init_derive(&context, OBJECT_CONTEXT);
+    os_code code = id_of_object(t, row, &context, NULL, id, failure);
+    if (code == OS_OK && memcmp(id, t->object_id + (size_t)row * OS_ID_SIZE, sizeof id) != 0)
+        return wrong_id(row, failure);
+    return code;
+}
+
 os_code os_tables_check_objects(const os_tables *t, os_failure *failure) {
     os_hasher context;
     os_code code = OS_OK;
+    uint8_t ids[BATCH][OS_ID_SIZE];
     uint8_t *used = calloc((size_t)t->chunk_count + 1, 1);
     if (used == NULL)
         return os_fail(failure, OS_MEMORY, "tables: out of memory");
     os_hasher_init_derive(&context, OBJECT_CONTEXT);
-    for (uint32_t row = 0; row < t->object_count && code == OS_OK; row++) {
-        fetch_ahead(t, row + 8);
-        code = check_object(t, row, &context, used, failure);
+    for (uint32_t row = 0; row < t->object_count && code == OS_OK; row += BATCH) {
+        uint32_t count = t->object_count - row < BATCH ? t->object_count - row : BATCH;
+        code = ids_of_objects(t, row, count, &context, used, ids, failure);
+        for (uint32_t at = 0; at < count && code == OS_OK; at++)
+            if (memcmp(ids[at], t->object_id + (size_t)(row + at) * OS_ID_SIZE, OS_ID_SIZE) != 0)
+                code = wrong_id(row + at, failure);
     }
     const uint8_t *idle = code == OS_OK ? memchr(used, 0, t->chunk_count) : NULL;
     if (idle != NULL)
@@ -326,11 +371,13 @@ os_code os_tables_fill_ids(uint8_t *data, size_t size, os_failure *failure) {
     os_code code = open_columns(data, size, &t, failure);
     if (code != OS_OK || t.object_count == 0 || memcmp(t.object_id, none, sizeof none) != 0)
         return code;
-    uint8_t *ids = data + (t.object_id - data);
+    uint8_t *ids = data + (t.object_id - data), made[BATCH][OS_ID_SIZE];
     os_hasher_init_derive(&context, OBJECT_CONTEXT);
-    for (uint32_t row = 0; row < t.object_count && code == OS_OK; row++) {
-        fetch_ahead(&t, row + 8);
-        code = id_of_object(&t, row, &context, NULL, ids + (size_t)row * OS_ID_SIZE, failure);
+    for (uint32_t row = 0; row < t.object_count && code == OS_OK; row += BATCH) {
+        uint32_t count = t.object_count - row < BATCH ? t.object_count - row : BATCH;
+        code = ids_of_objects(&t, row, count, &context, NULL, made, failure);
+        if (code == OS_OK)
+            memcpy(ids + (size_t)row * OS_ID_SIZE, made, (size_t)count * OS_ID_SIZE);
     }
     return code;
 }
