@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -47,6 +49,28 @@ def matching(patterns: list[str]) -> list[str]:
 
 
 class BuildExt(build_ext):
+    def build_extensions(self) -> None:
+        """With as many compilers as there are processors. distutils compiles the files of an extension one by one; each
+        of its own steps is left as it is, as pybind11's ParallelCompile does.
+        """
+        compiler = self.compiler
+
+        def compile(
+            sources: list[str], output_dir: Any, macros: Any, include_dirs: Any, debug: Any, extra_preargs: Any = None,
+            extra_postargs: Any = None, depends: Any = None,
+        ) -> list[str]:  # fmt: skip
+            _, objects, last, options, build = compiler._setup_compile(
+                output_dir, macros, include_dirs, sources, depends, extra_postargs
+            )
+            first = compiler._get_cc_args(options, debug, extra_preargs)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for done in [pool.submit(compiler._compile, at, *build[at], first, last, options) for at in build]:
+                    done.result()
+            return list(objects)
+
+        compiler.compile = compile
+        super().build_extensions()
+
     def build_extension(self, ext: Extension) -> None:
         for header, package in HEADERS:
             if not glob(f"/usr/include/{header}") + glob(f"/usr/include/*/{header}"):
