@@ -8,6 +8,7 @@
 typedef struct one_getter {
     PyObject_HEAD os_get *get; /* owned; NULL: closed. Changed under the GIL alone */
     unsigned parked;           /* forks under way; guarded by the GIL */
+    unsigned waits;            /* threads in wait(); guarded by the GIL */
 } one_getter;
 
 static const char *const ENDS[] = {"",          "done",   "connect", "silent", "refused",
@@ -70,6 +71,8 @@ static PyObject *py_close(PyObject *object, PyObject *unused) {
     const one_getter *self = (one_getter *)object;
     if (self->parked > 0 && self->get != NULL && !os_get_inherited(self->get))
         return PyErr_Format(PyExc_ValueError, "getter: parked for a fork");
+    if (self->waits > 0)
+        return PyErr_Format(PyExc_ValueError, "getter: got close() beside wait(), want it after");
     shut((one_getter *)object);
     Py_RETURN_NONE;
 }
@@ -181,9 +184,11 @@ static PyObject *wait_for_news(PyObject *object, PyObject *argument) {
         return PyErr_Format(PyExc_ValueError, "wait: want seconds");
     /* A signal comes to whichever thread it likes; at most so late is it acted on. */
     uint64_t ns = seconds > 0.25 ? 250000000u : (uint64_t)(seconds * 1e9);
+    ((one_getter *)object)->waits++;
     Py_BEGIN_ALLOW_THREADS;
     os_get_wait(get, ns);
     Py_END_ALLOW_THREADS;
+    ((one_getter *)object)->waits--;
     if (PyErr_CheckSignals() < 0)
         return NULL;
     Py_RETURN_NONE;

@@ -42,9 +42,9 @@ PyObject *os_py_object_add_boot(PyObject *object, PyObject *args) {
     uint8_t head[OS_ID_SIZE];
     memcpy(head, digest, sizeof head);
     os_fuse_server *server = self->server;
-    Py_BEGIN_ALLOW_THREADS;
+    OS_PY_OBJECT_BEGIN(self);
     code = os_fuse_server_add_boot(server, copy, (size_t)head_size, head, &id, &failure);
-    Py_END_ALLOW_THREADS;
+    OS_PY_OBJECT_END(self);
     if (code == OS_OK)
         return PyLong_FromUnsignedLongLong(id);
     os_py_close_if(copy);
@@ -74,9 +74,9 @@ PyObject *os_py_object_store_page(PyObject *object, PyObject *args) {
             PyErr_Format(PyExc_ValueError, "object: got %zd bytes, want %d", id.len, OS_ID_SIZE);
         } else {
             os_fuse_server *server = self->server;
-            Py_BEGIN_ALLOW_THREADS;
+            OS_PY_OBJECT_BEGIN(self);
             code = os_fuse_server_store(server, id.buf, offset, data.buf, (size_t)data.len, &stored, &failure);
-            Py_END_ALLOW_THREADS;
+            OS_PY_OBJECT_END(self);
             if (code != OS_OK)
                 os_py_raise(&failure);
         }
@@ -126,9 +126,9 @@ PyObject *os_py_object_learned(PyObject *object, PyObject *argument) {
         return PyErr_NoMemory();
     os_fuse_server *server = self->server;
     size_t next = 0, count;
-    Py_BEGIN_ALLOW_THREADS;
+    OS_PY_OBJECT_BEGIN(self);
     count = os_fuse_server_learned(server, id, &next, runs, OS_FUSE_LEARNED_MAX);
-    Py_END_ALLOW_THREADS;
+    OS_PY_OBJECT_END(self);
     PyObject *bytes = PyBytes_FromStringAndSize((const char *)runs, (Py_ssize_t)(count * sizeof *runs));
     PyMem_Free(runs);
     return bytes;

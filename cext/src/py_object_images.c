@@ -132,9 +132,9 @@ PyObject *os_py_object_add_image(PyObject *object, PyObject *args, PyObject *kwa
     os_source source = source_of(self, added, mapping, origin);
     if (source.context == NULL)
         goto failed;
-    Py_BEGIN_ALLOW_THREADS;
+    OS_PY_OBJECT_BEGIN(self);
     code = os_fuse_server_add(server, mapping, size, source, label, expected, &added->id, &failure);
-    Py_END_ALLOW_THREADS;
+    OS_PY_OBJECT_END(self);
     if (code != OS_OK) {
         source.release(source.context);
         added->files = NULL;
@@ -174,9 +174,9 @@ PyObject *os_py_object_remove_image(PyObject *object, PyObject *argument) {
         break;
     }
     os_fuse_server *server = self->server;
-    Py_BEGIN_ALLOW_THREADS;
+    OS_PY_OBJECT_BEGIN(self);
     code = os_fuse_server_remove(server, id, &failure);
-    Py_END_ALLOW_THREADS;
+    OS_PY_OBJECT_END(self);
     if (code != OS_OK)
         return os_py_raise(&failure);
     Py_RETURN_NONE;

@@ -83,6 +83,9 @@ static PyObject *make(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
 
 static void shut(object_server *self) {
     os_fuse_server *server = self->server;
+    if (self->shut)
+        return;
+    self->shut = true;
     self->server = NULL;
     Py_BEGIN_ALLOW_THREADS;
     os_fuse_server_free(server);
@@ -104,6 +107,8 @@ static void finalize(PyObject *object) {
 
 static PyObject *py_close(PyObject *object, PyObject *unused) {
     (void)unused;
+    if (((object_server *)object)->calls > 0)
+        return PyErr_Format(PyExc_ValueError, "object server: got close() beside a call, want it after all calls");
     shut((object_server *)object);
     Py_RETURN_NONE;
 }

@@ -22,7 +22,15 @@ typedef struct object_server {
     added_image *images;                  /* owned; guarded by the GIL */
     int proc, log, hangup;                /* owned, or -1 */
     PyObject *store;                      /* owned, or NULL; outlives the server's threads */
+    unsigned calls;                       /* of other threads, that are in the server; guarded by the GIL */
+    bool shut;                            /* guarded by the GIL; nothing of it is touched a second time */
 } object_server;
+
+/* Around a call into the server that gives up the GIL: nobody frees it meanwhile. */
+#define OS_PY_OBJECT_BEGIN(self)                                                                                       \
+    (self)->calls++;                                                                                                   \
+    Py_BEGIN_ALLOW_THREADS
+#define OS_PY_OBJECT_END(self) Py_END_ALLOW_THREADS(self)->calls--
 
 /* Whether it is, with an exception. */
 bool os_py_object_is_closed(const object_server *self);

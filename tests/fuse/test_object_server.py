@@ -608,6 +608,40 @@ def test_what_is_parked_when_the_server_ends_is_an_error(tmp_path: Path) -> None
     assert results[0] in (errno.EIO, errno.ENOTCONN, errno.ECONNABORTED)
 
 
+def test_a_server_is_not_closed_beside_a_call(tmp_path: Path) -> None:
+    """A page that is pushed waits in the kernel for the read that is parked on it: whoever closed the server then freed
+    what that call uses.
+    """
+    with away(tmp_path, deadline=LONG_S) as (served, made, _):
+        results: list[object] = []
+        numbers: list[int] = []
+
+        def push() -> None:
+            numbers.append(threading.get_native_id())
+            results.append(served.server.store_page(made.ids["away"], 0, CONTENTS["large"][:4096]))
+
+        def sleeps() -> bool:
+            return (
+                bool(numbers) and Path(f"/proc/self/task/{numbers[0]}/stat").read_text().rpartition(") ")[2][0] == "D"
+            )
+
+        reader = threading.Thread(target=lambda: results.append(served.read(made, "away") == CONTENTS["large"]))
+        pusher = threading.Thread(target=push)
+        reader.start()
+        try:
+            eventually(lambda: served.count("parked_now") >= 1)
+            pusher.start()
+            eventually(sleeps)
+            with pytest.raises(ValueError, match="beside a call"):
+                served.server.close()
+        finally:
+            for name in {place.pack for place in made.places["away"]}:
+                served.add_pack(served.images[0], made, name)
+            reader.join()
+            pusher.join()
+        assert sorted(results, key=str) == [4096, True]
+
+
 # ---------------------------------------------------------------------- pages that are pushed
 
 
