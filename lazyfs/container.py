@@ -64,12 +64,13 @@ def run(
     name: str,
     note: Note | None = None,
     mark: Mark = _no_mark,
+    started: Callable[[], None] | None = None,
 ) -> int:
     """Runs a container to its end; what the client has to exit with.
 
     lowers: borrowed. name: the image, for messages.
     note: gets what the user should know although it is no error.
-    mark: is told the name of each phase at its end.
+    mark: is told the name of each phase at its end. started: is called once the runtime runs, and may take its time.
     """
     arguments(image, options)  # nothing to execute: said before anything is made
     program = find_runtime(settings.runtime)
@@ -78,7 +79,7 @@ def run(
         bundle = stack.enter_context(make_bundle(settings.run_dir, settings.root))
         tree, _ = _overlay(stack, bundle, lowers, settings, name, note)
         mark("mount")
-        return run_tree(tree, bundle, program, image, options, settings, mark=mark, edits=edits)
+        return run_tree(tree, bundle, program, image, options, settings, mark=mark, edits=edits, started=started)
 
 
 @contextmanager
@@ -126,6 +127,7 @@ def run_tree(
     mark: Mark = _no_mark,
     edits: Edits | None = None,
     stopper: Stopper | None = None,
+    started: Callable[[], None] | None = None,
 ) -> int:
     """Runs a container on a detached, writable root file system. edits: for devices of the host."""
     root = Root(tree)
@@ -140,7 +142,9 @@ def run_tree(
         private = owned(stack, unattached.private([document], (os.geteuid(), os.getegid()), name="bundle"))
         mounts.append((private, os.fsencode(f"{bundle.path}/private")))
         mark("container")
-        status = supervise(program, bundle, mounts, streams, stopper or Stopper(), terminal=options.terminal)
+        status = supervise(
+            program, bundle, mounts, streams, stopper or Stopper(), terminal=options.terminal, started=started
+        )
         mark("command")
     return explain(bundle.read_log(), status)
 

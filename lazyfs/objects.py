@@ -236,6 +236,49 @@ def attach(
     raise ObjectServerError(f"{image.name}: the object server ends again and again", hint="its log says why")
 
 
+class Prepared:
+    """Servers that stay although they serve nothing yet, until `close`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def __enter__(self) -> Prepared:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def prepared(
+    domain: str,
+    *,
+    run_dir: str | os.PathLike[str],
+    root: str | os.PathLike[str],
+    deadline_s: float = DEADLINE_S,
+    store: StoreSettings | None = None,
+    origin: Origin | None = None,
+    known: Sequence[remote.Source] = (),
+    cgroup: str | None = None,
+) -> Prepared:
+    """Finds or starts what `attach` will need for an image that is still on its way. Arguments: as there."""
+    with domain_directory(run_dir, root, domain) as directory:
+        for _ in range(_TRIES):
+            sock = connection(directory, ServerSettings(domain, deadline_s, store, cgroup=cgroup))
+            try:
+                if origin is not None:
+                    _register(directory, sock, origin, known, cgroup)
+                return Prepared(sock)
+            except ServerGone:
+                sock.close()
+            except BaseException:
+                sock.close()
+                raise
+    raise ObjectServerError(f"{domain}: the object server ends again and again", hint="its log says why")
+
+
 def statistics(domain: str, *, run_dir: str | os.PathLike[str], root: str | os.PathLike[str]) -> dict[str, Any] | None:
     """What a domain's server counts, or None if it does not run."""
     with domain_directory(run_dir, root, domain) as directory:

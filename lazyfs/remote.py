@@ -73,16 +73,6 @@ Origin = tuple[WebSource, ...] | RegistryOrigin
 """Web sources are tried in their order; of a registry, its mirrors come first."""
 
 
-def proxies_for(url: str, environment: Mapping[str, str]) -> dict[str, str | None]:
-    """The proxy that the environment names for a url, as arguments of `Fetcher.set_source`; as registry.transport's."""
-    scheme = url.partition(":")[0].lower()
-
-    def named(*names: str) -> str | None:
-        return next((found for name in names for key in (name, name.upper()) if (found := environment.get(key))), None)
-
-    return {"proxy": named(f"{scheme}_proxy", "all_proxy"), "no_proxy": named("no_proxy")}
-
-
 def words_of(origin: Origin) -> dict[str, Any]:
     """As JSON; the same origin gives the same words."""
     if isinstance(origin, tuple):

@@ -42,7 +42,8 @@ from cext.errors import OnesecError
 from lazyfs import background
 from lazyfs.fetch_credentials import Credentials, credentials_of, first_try, of_client
 from lazyfs.fetch_process import become_fetcher
-from lazyfs.remote import MESSAGE_MAX, number_of, proxies_for
+from lazyfs.remote import MESSAGE_MAX, number_of
+from registry.proxies import proxies_for
 
 RENEWER = "onesec-renewer"
 _ORIGINS_MAX = 1024

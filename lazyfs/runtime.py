@@ -9,7 +9,7 @@ import signal
 import stat
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Literal, cast
 
@@ -68,6 +68,7 @@ def supervise(
     stopper: Stopper,
     *,
     terminal: bool,
+    started: Callable[[], None] | None = None,
 ) -> int:
     """Starts the runtime, passes signals on, waits. A death by signal is 128 + its number."""
     words = [program.path, "--root", f"{bundle.path}/private/state", "--log", f"{bundle.path}/log"]
@@ -86,7 +87,7 @@ def supervise(
             unmount=hybrid,
             own_group=not terminal,
         )
-        return relay.wait(child, stopper)
+        return relay.wait(child, stopper, started)
 
 
 class Stopper:
@@ -153,10 +154,12 @@ class _SignalRelay:
             last = self._interrupts >= _INTERRUPTS_BEFORE_KILL
             os.kill(self._child, signal.SIGKILL if last else number)
 
-    def wait(self, child: int, stopper: Stopper) -> int:
+    def wait(self, child: int, stopper: Stopper, started: Callable[[], None] | None) -> int:
         self._child = child
         stopper.watch(child)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        if started is not None:
+            started()
         # WNOWAIT keeps the pid ours until no handler can send to it any more.
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         stopper.forget()

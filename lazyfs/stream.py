@@ -14,7 +14,7 @@ from contextlib import suppress
 from cext.errors import ClosedError, CorruptError
 from cext.fetch import Fetcher
 from lazyfs.prefill import BootPackFile
-from lazyfs.remote import proxies_for
+from registry.proxies import proxies_for
 
 SPAN = 1 << 20
 FLIGHTS = 12

@@ -7,28 +7,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from cache.settings import StoreSettings
 from cext.record import Record
 from lazyfs.mount import Lowers
 from lazyfs.object_mount import FAR_READ_AHEAD_KB, READ_AHEAD_KB, set_read_ahead
-from lazyfs.objects import Attachment, attach, sources
+from lazyfs.objects import Attachment, Prepared, attach, prepared, sources
 from lazyfs.prefill import Ahead, BootPackFile, Prefill, start
 from onesec.config import Config
 from registry.errors import MissingImageError
 from registry.image import OpenedImage, open_image, require_packs
 from registry.layout import Layout
-from registry.model import PACK
+from registry.model import PACK, Manifest
 from registry.reference import Reference
 
 if TYPE_CHECKING:
     from lazyfs.remote import Origin, Source
-
-
-_TRIES = 3
-"""To bring and open an image: somebody may remove its name in between."""
 
 
 class ServedImage(Record):
@@ -106,48 +102,93 @@ def prefilled(served: ServedImage, ahead: Ahead | None = None) -> Iterator[Prefi
 
 
 def opened_image(reference: str, config: Config, *, whole: bool = False) -> OpenedImage:
-    """found_image without its places. whole: RemoteBlobsError if one of its packs is not here."""
-    image, _ = found_image(reference, config)
-    try:
-        if whole:
-            require_packs(Layout.open(config.root), image)
-    except BaseException:
-        image.close()
-        raise
-    return image
+    """An open image and nothing else. The caller closes it. whole: RemoteBlobsError if one of its packs is not here."""
+    with found_image(reference, config) as found:
+        try:
+            found.store()
+            if whole:
+                require_packs(Layout.open(config.root), found.image)
+        except BaseException:
+            found.image.close()
+            raise
+        return found.image
 
 
-def found_image(reference: str, config: Config, ahead: Ahead | None = None) -> tuple[OpenedImage, tuple[Source, ...]]:
-    """Opens and verifies an image; one of a registry that this host has never seen is looked up there first, and then
-    it is known where the rest of it is. The caller closes it. ahead: gets its boot pack meanwhile.
+class Found(Record):
+    """An open image, the caller's. places: where its blobs are, as far as that is known. store: an image that came just
+    now is in the layout only once this was called; inside the block, and any number of times.
+    """
+
+    image: OpenedImage
+    places: tuple[Source, ...] = ()
+    store: Callable[[], None] = lambda: None
+
+
+@contextmanager
+def found_image(
+    reference: str, config: Config, ahead: Ahead | None = None, mark: Callable[[str], None] = lambda name: None
+) -> Iterator[Found]:
+    """Opens and verifies an image; one of a registry that this host has never seen is fetched, as much of it as a start
+    needs. ahead: of a start: gets its boot pack meanwhile, and servers are started while the index comes in. mark: is
+    told when the manifest is here.
     """
     layout = Layout.open(config.root)
     name = Reference.parse(reference)
     try:
-        return open_image(layout, name), ()
+        image = open_image(layout, name)
     except MissingImageError:
         if name.host is None:
             raise
-    with layout.bringing(str(name)):
-        places: tuple[Source, ...] = ()
-        for _ in range(_TRIES):
-            with suppress(MissingImageError):
-                return open_image(layout, name), places  # at once, if another start was faster
-            if ahead is not None:
-                ahead.fork()
-            from onesec.remote import pull_for_start  # trio and httpx, which an image that is known need not wait for
+    else:
+        yield Found(image)
+        return
+    with ExitStack() as stack:
+        stack.enter_context(layout.bringing(str(name)))
+        try:
+            image = open_image(layout, name)  # another start was faster
+        except MissingImageError:
+            pass
+        else:
+            stack.close()
+            yield Found(image)
+            return
+        if ahead is not None:
+            ahead.fork()
+        from onesec.start import bringing  # libcurl, which an image that is known need not wait for
 
-            places = pull_for_start(name, config, ahead)
-        return open_image(layout, name), places
+        servers = stack.enter_context(ExitStack())
+
+        def meanwhile(manifest: Manifest, places: Sequence[Source]) -> None:
+            mark("manifest")
+            if ahead is None:
+                return
+            origin = _origin(manifest, name.repository, config)
+            servers.enter_context(prepare(name.domain, origin, places, config))
+
+        brought = stack.enter_context(bringing(layout, name, config, meanwhile, ahead))
+        stored = False
+
+        def store() -> None:
+            nonlocal stored
+            if not stored:
+                stored = True
+                brought.store()
+                stack.close()
+
+        yield Found(brought.image, brought.places, store)
 
 
 def origin_of(image: OpenedImage, config: Config) -> Origin | None:
     """Where packs come from that are not here; None if all are, or there is no such place."""
     if image.remote is None:
         return None
+    return _origin(image.manifest, image.remote, config)
+
+
+def _origin(manifest: Manifest, remote: str, config: Config) -> Origin | None:
     layout = Layout.open(config.root)
-    missing = [pack for pack in image.manifest.each(PACK) if not layout.has(pack)]
-    boot = image.manifest.boot_pack
+    missing = [pack for pack in manifest.each(PACK) if not layout.has(pack)]
+    boot = manifest.boot_pack
     if boot is not None and not layout.has(boot):
         missing.append(boot)
     if not missing:
@@ -159,7 +200,7 @@ def origin_of(image: OpenedImage, config: Config) -> Origin | None:
         for name, one in config.registries.items()
     }
     probe = min(missing, key=lambda pack: pack.size)
-    return RegistryOrigin(image.remote, (str(probe.digest), probe.size), hosts)
+    return RegistryOrigin(remote, (str(probe.digest), probe.size), hosts)
 
 
 @contextmanager
@@ -167,6 +208,24 @@ def served_image(reference: str, config: Config) -> Iterator[ServedImage]:
     """Opens, verifies and attaches an image; detaches at the end unless it was kept."""
     with opened_image(reference, config) as image, serve(image, config) as served:
         yield served
+
+
+def prepare(domain: str, origin: Origin | None, places: Sequence[Source], config: Config) -> Prepared:
+    """The servers of a domain, started for an image that is still on its way."""
+    return prepared(
+        domain,
+        run_dir=config.run_dir,
+        root=config.root,
+        deadline_s=config.run.deadline_s,
+        store=_store(config),
+        origin=origin,
+        known=places,
+        cgroup=config.run.cgroup,
+    )
+
+
+def _store(config: Config) -> StoreSettings:
+    return StoreSettings(f"{config.root}/cache/store", config.store.quota, config.store.floor)
 
 
 @contextmanager
@@ -179,7 +238,7 @@ def serve(image: OpenedImage, config: Config, places: Sequence[Source] = ()) -> 
         metadata=image.metadata_name,
         linger_s=config.run.linger_s,
         deadline_s=config.run.deadline_s,
-        store=StoreSettings(f"{config.root}/cache/store", config.store.quota, config.store.floor),
+        store=_store(config),
         origin=origin_of(image, config),
         known=places,
         cgroup=config.run.cgroup,

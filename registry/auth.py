@@ -17,10 +17,10 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from math import inf
 from urllib.parse import urlencode
 
+from cext.record import Record, replace
 from registry.errors import BadAnswerError, BadDocumentError, DeniedError
 from registry.model import parse_json
 from registry.origin import Hosts, Origin, check_realm
@@ -43,26 +43,25 @@ _SCOPE = re.compile(r"repository:([a-z0-9][a-z0-9._/-]{0,254}):((?:pull|push|\*)
 _SERVICE = re.compile(r"[\x20-\x7e]{0,1000}")
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
+class Credential(Record):
     """A login: user name and password, or an identity token (exchanged for tokens), or a registry token (is one)."""
 
+    unshown = ("password", "identity_token", "registry_token")
+
     username: str = ""
-    password: str = field(default="", repr=False)
-    identity_token: str = field(default="", repr=False)
-    registry_token: str = field(default="", repr=False)
+    password: str = ""
+    identity_token: str = ""
+    registry_token: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Challenge:
+class Challenge(Record):
     """scheme, names: lower case."""
 
     scheme: str
     parameters: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(Record):
     """What a request needs. mounts: repositories that blobs are mounted from."""
 
     repository: str
@@ -75,35 +74,37 @@ class Scope:
         return (own, *(f"repository:{name}:pull" for name in self.mounts))
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Record):
     """Send the request. authorization: the header's value, or None. expires_at: until when it is good, on our clock."""
 
-    authorization: str | None = field(repr=False)
+    unshown = ("authorization",)
+
+    authorization: str | None
     expires_at: float = inf
     fresh: bool = False  # nothing has been sent with it yet: a 401 is about us, not about its age
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(Record):
     """Send this to the realm, hand its answer to `answered`. asked_at: on our clock."""
 
+    unshown = ("headers", "form")
+
     url: str
-    headers: Mapping[str, str] = field(repr=False)
-    form: bytes | None = field(repr=False)  # POST if there is one
+    headers: Mapping[str, str]
+    form: bytes | None  # POST if there is one
     key: tuple[str, str, tuple[str, ...]]
     asked_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Bearer:
+class _Bearer(Record):
     realm: str
     service: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
-    value: str = field(repr=False)
+class _Token(Record):
+    unshown = ("value",)
+
+    value: str
     expires_at: float
     renew_at: float
     used: bool = False

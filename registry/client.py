@@ -11,25 +11,22 @@ manifest is hashed before it is parsed, a blob while it is written, and an answe
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import platform
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
-import trio
-
-from registry.auth import Scope
+from cext.record import Record
+from registry.auth import Scope, Send
 from registry.errors import (
     BadAnswerError,
     BadDocumentError,
     NotThereError,
     RegistryError,
+    UnreachableError,
 )
 from registry.layout import Layout, write_all
 from registry.model import (
@@ -61,8 +58,7 @@ T = TypeVar("T")
 SIGNED_SECONDS = 120.0  # how long a URL on another host counts as good if it does not say
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(Record):
     """Where ranges of a blob can be had without asking the registry again.
 
     headers: to be sent with each request, secrets among them; only to this URL. ca: trusted there beside the system's
@@ -70,8 +66,10 @@ class Location:
     time.monotonic (CLOCK_MONOTONIC), inf if it does not end; whoever uses it asks for a new one from renew_at on.
     """
 
-    url: str = field(repr=False)
-    headers: Mapping[str, str] = field(repr=False)
+    unshown = ("url", "headers")
+
+    url: str
+    headers: Mapping[str, str]
     expires_at: float
     renew_at: float
     ca: str | None = None
@@ -93,7 +91,7 @@ class Client:
         if host == DOCKER_IO and "/" not in path:
             path = f"library/{path}"
         sessions = [self._session(name, path) for name in (*mirrors, host)]
-        return Repository(reference, path, sessions, self._world.hosts, self._world.clock, push=push)
+        return Repository(reference, path, sessions, self._world, push=push)
 
     def _session(self, host: str, path: str) -> Session:
         if (host, path) not in self._sessions:
@@ -109,23 +107,27 @@ class Repository:
         reference: Reference,
         path: str,
         sessions: Sequence[Session],
-        hosts: Hosts,
-        clock: Callable[[], float],
+        world: Surroundings,
         *,
         push: bool = False,
     ) -> None:
         self.reference = reference
         self.path = path
-        self.hosts = hosts
+        self.hosts: Hosts = world.hosts
         *self._mirrors, self.session = sessions
-        self._clock = clock
+        self._clock = world.clock
+        self._pace = self.session.pace
         self._scope = Scope(path, push=push)
 
     async def _first(self, ask: Callable[[Session], Awaitable[T]]) -> T:
         """What the first source answers that does not fail."""
-        for session in self._mirrors:
+        for session in tuple(self._mirrors):
             try:
                 return await ask(session)
+            except UnreachableError:
+                # The rest of an image is not worth another minute of waiting for it.
+                if not session.answered and session in self._mirrors:
+                    self._mirrors.remove(session)
             except RegistryError:
                 continue
         return await ask(self.session)
@@ -267,19 +269,29 @@ class Repository:
         with layout.staging() as staging:
             with staging.file("blob") as fd:
                 try:
-                    got = await self._download(session, blob, fd, progress)
-                    if got != blob.digest:
-                        raise BadAnswerError(session.host, f"blob {blob.digest}: content is {got}")
+                    await self._download(session, blob, fd, progress)
                     if judge is not None:
-                        await trio.to_thread.run_sync(judge, fd)
-                    await trio.to_thread.run_sync(os.fsync, fd)  # the one at the block's end then has nothing to do
+                        await self._pace.in_thread(judge, fd)
+                    await self._pace.in_thread(os.fsync, fd)  # the one at the block's end then has nothing to do
                 except BaseException:
                     progress(-os.fstat(fd).st_size)  # whoever counts should not see these bytes twice
                     raise
             staging.adopt("blob", blob.digest)
 
-    async def _download(self, session: Session, blob: Descriptor, fd: int, progress: Callable[[int], None]) -> Digest:
-        """Writes the blob to fd, from its position 0 on. Returns the digest of what was written."""
+    async def copy_blob(self, blob: Descriptor, fd: int) -> None:
+        """Writes a whole blob to an empty file, hashed on the way: what is there afterwards is what its digest says."""
+
+        async def ask(session: Session) -> None:
+            os.ftruncate(fd, 0)
+            os.lseek(fd, 0, os.SEEK_SET)
+            await self._download(session, blob, fd, lambda size: None)
+
+        await self._first(ask)
+
+    async def _download(self, session: Session, blob: Descriptor, fd: int, progress: Callable[[int], None]) -> None:
+        """Writes the blob to fd, from its position 0 on."""
+        import hashlib  # with OpenSSL, which the transport has loaded anyway
+
         hasher = hashlib.sha256()
         at = failures = 0
         while at < blob.size:
@@ -297,7 +309,8 @@ class Repository:
             if broken is not None:
                 failures = 1 if at - begin >= _PROGRESS else failures + 1  # what hardly moves is given up
                 await session.pause(failures, broken)
-        return Digest("sha256:" + hasher.hexdigest())
+        if (got := hasher.hexdigest()) != blob.digest.hex:
+            raise BadAnswerError(session.host, f"blob {blob.digest}: content is sha256:{got}")
 
     async def blob_sources(self, probe: Descriptor) -> list[Location]:
         """Where ranges of every blob of the repository can be asked for, the mirrors first: urls with `{digest}` for
@@ -312,14 +325,23 @@ class Repository:
             except RegistryError as error:
                 failure = error
                 continue
-            headers = {} if sent.authorization is None else {"authorization": sent.authorization}
-            seconds = sent.expires_at - asked
-            renew = seconds - min(seconds / 4, 60.0) if seconds < math.inf else seconds
-            url = f"{session.base}{self.path}/blobs/sha256:{{digest}}"
-            found.append(Location(url, headers, asked + seconds, asked + renew))
+            found.append(self._source(session, sent, asked))
         if failure is not None and not found:
             raise failure
         return found
+
+    async def known_sources(self) -> list[Location]:
+        """The same without asking anybody: of the hosts that have answered, with what they accepted."""
+        now = self._clock()
+        answered = [session for session in (*self._mirrors, self.session) if session.answered]
+        return [self._source(session, await session.authorization(self._scope), now) for session in answered]
+
+    def _source(self, session: Session, sent: Send, asked: float) -> Location:
+        headers = {} if sent.authorization is None else {"authorization": sent.authorization}
+        seconds = sent.expires_at - asked
+        renew = seconds - min(seconds / 4, 60.0) if seconds < math.inf else seconds
+        url = f"{session.base}{self.path}/blobs/sha256:{{digest}}"
+        return Location(url, headers, asked + seconds, asked + renew)
 
     async def blob_location(self, blob: Descriptor) -> Location:
         """Where the registry's redirects end, found by asking for the first byte, and how long that is good."""
@@ -390,7 +412,7 @@ def choose(entries: Sequence[Descriptor], what: str) -> Descriptor:
     """The entry of an index that we can use: the one of ours, else the only one, else this machine's."""
     ours = [entry for entry in entries if entry.artifact_type == IMAGE] or list(entries)
     if len(ours) > 1:
-        machine = platform.machine()
+        machine = os.uname().machine
         wanted = ("linux", _ARCHITECTURES.get(machine, machine))
         ours = [entry for entry in ours if entry.platform is not None and entry.platform[:2] == wanted]
     if len(ours) != 1:

@@ -14,7 +14,8 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import cext
@@ -242,31 +243,52 @@ def hash_descriptor(fd: int, size: int) -> bytes:
 def decode_index(layout: Layout, manifest: Manifest) -> None:
     """Decodes fs.erofs and the tables into cache/index, once both were checked. Raises what the check raises."""
     blobs = (manifest.only(EROFS), manifest.only(TABLES))
-    for blob in blobs:
-        if blob.decoded[1] > INDEX_MAX:
-            raise BadBlobError(str(blob.digest), f"decoded size: got {blob.decoded[1]}, want at most {INDEX_MAX}")
-    directory = layout.cache_path("index")
-    temporaries: list[str] = []
-    fds: list[int] = []
+    with ExitStack() as stack:
+        files = [stack.enter_context(decoded_file(layout)) for _ in blobs]
+        _decode_both(layout, blobs, [file.fd for file in files])
+        cext.check_image_sandboxed(files[0].fd, files[1].fd)
+        check_packs(files[1].fd, manifest)
+        for file, blob in zip(files, blobs, strict=True):
+            named_decoded(layout, blob, file)
+
+
+class DecodedFile:
+    """A file of cache/index that has no name of its own yet. fd: owned until `keep`."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+
+    def keep(self) -> int:
+        """The descriptor, the caller's from now on."""
+        fd, self.fd = self.fd, -1
+        return fd
+
+
+@contextmanager
+def decoded_file(layout: Layout) -> Iterator[DecodedFile]:
+    """Gone at the end, unless it was named."""
+    path = f"{layout.cache_path('index')}/tmp-{os.getpid()}-{os.urandom(6).hex()}"
+    file = DecodedFile(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     try:
-        for _ in blobs:
-            path = f"{directory}/tmp-{os.getpid()}-{os.urandom(6).hex()}"
-            fds.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-            temporaries.append(path)
-            fcntl.flock(fds[-1], fcntl.LOCK_SH)  # until we are done fsck leaves it alone
-        _decode_both(layout, blobs, fds)
-        cext.check_image_sandboxed(fds[0], fds[1])
-        check_packs(fds[1], manifest)
-        for path, blob in zip(temporaries, blobs, strict=True):
-            # Not synced, which took 16 ms of a first mount at 100,000 files: what a power cut leaves under the name is
-            # hashed before it is used, and decoded and judged again if it is anything else.
-            os.rename(path, _decoded_path(layout, blob))
+        fcntl.flock(file.fd, fcntl.LOCK_SH)  # until we are done fsck leaves it alone
+        yield file
     finally:
-        for path in temporaries:
-            if os.path.exists(path):
-                os.unlink(path)
-        for fd in fds:
-            os.close(fd)
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        if file.fd >= 0:
+            os.close(file.fd)
+
+
+def named_decoded(layout: Layout, blob: Descriptor, file: DecodedFile) -> str:
+    """Gives a file that was checked the name under which mounts find it; the path.
+
+    Not synced, which took 16 ms of a first mount at 100,000 files: what a power cut leaves under the name is hashed
+    before it is used, and decoded and judged again if it is anything else.
+    """
+    path = _decoded_path(layout, blob)
+    os.rename(file.path, path)
+    return path
 
 
 def _decode_both(layout: Layout, blobs: Sequence[Descriptor], targets: Sequence[int]) -> None:
@@ -299,14 +321,22 @@ def _decode_both(layout: Layout, blobs: Sequence[Descriptor], targets: Sequence[
 
 def decode_blob(layout: Layout, blob: Descriptor, target: int) -> None:
     """Writes the decoded bytes of an index blob, whose own bytes were verified, to target; checks size and BLAKE3."""
-    digest, size = blob.decoded
-    from registry import zstd
-
     source = layout.open_blob(blob.digest)
     try:
-        zstd.decode(source, target, size)
+        decode_file(source, blob, target)
     finally:
         os.close(source)
+
+
+def decode_file(source: int, blob: Descriptor, target: int) -> None:
+    """The same from a file whose digest was right."""
+    digest, size = blob.decoded
+    if size > INDEX_MAX:
+        raise BadBlobError(str(blob.digest), f"decoded size: got {size}, want at most {INDEX_MAX}")
+    from registry import zstd
+
+    os.lseek(source, 0, os.SEEK_SET)
+    zstd.decode(source, target, size)
     if blob.media_type == TABLES and size:
         with mmap.mmap(target, size) as tables:
             cext.fill_object_ids(tables)

@@ -10,11 +10,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, parse_qsl, urljoin, urlsplit
 
+from cext.record import Record
 from registry.errors import BadAnswerError
 
 URL_MAX = 8192  # characters; a URL signed by a cloud has 1 to 3 thousand
@@ -29,8 +27,7 @@ _SECOND_LEVEL = {"ac", "co", "com", "edu", "go", "gov", "ne", "net", "or", "org"
 _PRIVATE_NAMES = (".local", ".localhost", ".internal", ".intranet", ".lan", ".home", ".corp", ".home.arpa")
 
 
-@dataclass(frozen=True, slots=True)
-class HostSettings:
+class HostSettings(Record):
     """What a person said about one registry host (`[registry."HOST:PORT"]`).
 
     ca: a PEM file to trust beside the system's. mirrors: hosts asked first when reading. realms: further hosts that may
@@ -47,8 +44,7 @@ Hosts = Mapping[str, HostSettings]
 _DEFAULT = HostSettings()
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Record):
     scheme: str
     host: str
     port: int
@@ -177,6 +173,8 @@ _ABSOLUTE = ("expires", "exp", "expiry")
 
 def signed_until(url: str) -> float | None:
     """When a URL's signature ends, in seconds since 1970 by its signer's clock. None: it does not say."""
+    from datetime import UTC, datetime
+
     query = {key.lower(): value for key, value in parse_qsl(urlsplit(url).query, max_num_fields=200)}
     for begin, seconds in _STAMPS:
         if begin in query and (lifetime := _number(query.get(seconds))) is not None:
@@ -203,7 +201,11 @@ def _number(text: str | None) -> float | None:
 
 def parse_date(text: str | None) -> float | None:
     """An HTTP date as seconds since 1970."""
+    if text is None:
+        return None
+    from email.utils import parsedate_to_datetime  # 20 ms, on the way of a start only if a registry is busy
+
     try:
-        return None if text is None else parsedate_to_datetime(text).timestamp()
+        return parsedate_to_datetime(text).timestamp()
     except (ValueError, OverflowError):
         return None

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from cext.record import Record
 from registry.errors import RegistryError
 from registry.origin import parse_date
 
 RETRIED = (408, 429, 500, 502, 503, 504)
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
+class RetryPolicy(Record):
     """attempts: in all. first: seconds of the first pause, doubled each time. longest: that we wait when asked to."""
 
     attempts: int = 6

@@ -6,14 +6,12 @@ and it looks anew after every redirect; who has left that origin once gets no lo
 
 from __future__ import annotations
 
-import random
+import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 
-import trio
-
+from cext.record import Record, replace
 from registry.auth import ANSWER_MAX, Ask, Authenticator, Credential, Scope, Send
 from registry.errors import (
     BadAnswerError,
@@ -26,8 +24,9 @@ from registry.errors import (
 )
 from registry.model import parse_json
 from registry.origin import Hosts, api_url, origin_of, redirected
+from registry.pace import Pace
+from registry.request import Body, Request, Response, Transport
 from registry.retry import RETRIED, RetryPolicy, parse_retry_after
-from registry.transport import Body, Request, Response, Transport
 
 HOPS_MAX = 5
 _ASKS_MAX = 3
@@ -36,26 +35,40 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _DOCUMENT_SECONDS = 120.0
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the client needs of the world; tests bring their own. clock: seconds, monotonic; login: blocks."""
+def random_share() -> float:
+    """0 to 1."""
+    return int.from_bytes(os.urandom(4), "little") / (1 << 32)
+
+
+def _trio_pace() -> Pace:
+    from registry.trio_pace import TrioPace
+
+    return TrioPace()
+
+
+class Surroundings(Record):
+    """What the client needs of the world; tests bring their own. clock: seconds, monotonic; login: blocks. sleep: in
+    place of the pace's. pace: None: trio's, which is imported only then.
+    """
 
     transport: Transport
     hosts: Hosts
     login: Callable[[str, str], Credential | None]
     clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], Awaitable[None]] = trio.sleep
-    jitter: Callable[[], float] = random.random
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    sleep: Callable[[float], Awaitable[None]] | None = None
+    jitter: Callable[[], float] = random_share
+    retry: RetryPolicy = RetryPolicy()
+    pace: Pace | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Record):
     """response: its body unread. url, headers: what was sent last. expires_at: until when the login in it is good."""
+
+    unshown = ("headers",)
 
     response: Response
     url: str
-    headers: Mapping[str, str] = field(repr=False)
+    headers: Mapping[str, str]
     expires_at: float
 
 
@@ -68,9 +81,10 @@ class Session:
         self._repository = repository
         self._world = world
         self._origin = origin_of(self.base, host)
-        self._lock = trio.Lock()  # around the login's look-up and each Ask
+        self.pace = world.pace or _trio_pace()
+        self._lock = self.pace.lock()  # around the login's look-up and each Ask
         self._authenticator: Authenticator | None = None  # guarded by _lock until it is there
-        self._answered = False  # whether the host ever did
+        self.answered = False  # whether the host ever did
 
     async def login(self, probe: str, scope: Scope) -> Send:
         """What requests of the scope are sent with from now on. probe: a small one, below `/v2/`; the host's answer to
@@ -78,7 +92,7 @@ class Session:
         """
         async with self.request("GET", probe, scope, headers={"range": "bytes=0-0"}, expect=(200, 206)):
             pass
-        return await self._authorize(scope)
+        return await self.authorization(scope)
 
     @asynccontextmanager
     async def request(
@@ -113,10 +127,10 @@ class Session:
     async def pause(self, failures: int, error: RegistryError, *, once: bool = False) -> None:
         """Waits for the next attempt after so many failures, or raises error."""
         # A host that has never answered is rather misspelt than ill.
-        pause = None if once or (failures > 1 and not self._answered) else self._pause(failures, error)
+        pause = None if once or (failures > 1 and not self.answered) else self._pause(failures, error)
         if pause is None:
             raise error
-        await self._world.sleep(pause)
+        await (self._world.sleep or self.pace.sleep)(pause)
 
     def _pause(self, failures: int, error: RegistryError) -> float | None:
         return self._world.retry.pause(failures, error, self._world.jitter())
@@ -129,7 +143,7 @@ class Session:
         while True:
             async with self.request("GET", url, scope, headers={"accept": accept}, expect=expect) as answer:
                 try:
-                    async with _deadline(self.host):
+                    with self._deadline():
                         return await read(answer.response, limit, self.host), answer
                 except RegistryError as error:
                     broken = error
@@ -138,7 +152,7 @@ class Session:
     # ------------------------------------------------------------------
 
     async def _answer(self, request: Request, scope: Scope, stack: AsyncExitStack, expect: tuple[int, ...]) -> Answer:
-        async with _deadline(self.host, bounded=request.body is None):
+        with self._deadline() if request.body is None else nullcontext():
             answer = await self._attempt(request, scope, stack)
             if answer.response.status not in expect:
                 raise await self._refusal(answer)
@@ -151,7 +165,7 @@ class Session:
         while True:
             # Who was sent away and comes back has been given the address by a stranger.
             own = own and origin_of(request.url, self.host) == self._origin
-            sent = await self._authorize(scope) if own else Send(None)
+            sent = await self.authorization(scope) if own else Send(None)
             headers = dict(request.headers)
             if sent.authorization is not None:
                 headers["authorization"] = sent.authorization
@@ -160,7 +174,7 @@ class Session:
                 response = await opened.enter_async_context(
                     self._world.transport.send(replace(request, headers=headers))
                 )
-                self._answered = True
+                self.answered = True
                 if response.status == 401 and own:
                     assert self._authenticator is not None
                     self._authenticator.challenged(scope, sent, response.lines("www-authenticate"))
@@ -176,10 +190,11 @@ class Session:
                 stack.push_async_exit(opened.pop_all())
                 return Answer(response, request.url, headers, sent.expires_at)
 
-    async def _authorize(self, scope: Scope) -> Send:
+    async def authorization(self, scope: Scope) -> Send:
+        """What a request of the scope is sent with; asks for a token if there is none that is good."""
         async with self._lock:
             if self._authenticator is None:
-                login = await trio.to_thread.run_sync(self._world.login, self.host, self._repository)
+                login = await self.pace.in_thread(self._world.login, self.host, self._repository)
                 self._authenticator = Authenticator(self.host, self._origin, self._world.hosts, login)
             for _ in range(_ASKS_MAX + 1):
                 step = self._authenticator.step(scope, self._world.clock())
@@ -194,20 +209,30 @@ class Session:
         failures = 0
         while True:
             try:
-                async with _deadline(self.host), self._world.transport.send(request) as response:
-                    if response.status in RETRIED:
-                        raise RefusedError(
-                            self.host,
-                            response.status,
-                            f"token from {ask.key[0]}: got status {response.status}",
-                            retryable=True,
-                            retry_after=parse_retry_after(response.header("retry-after"), response.header("date")),
-                        )
-                    body = await read(response, ANSWER_MAX, self.host)
+                with self._deadline():
+                    async with self._world.transport.send(request) as response:
+                        if response.status in RETRIED:
+                            raise RefusedError(
+                                self.host,
+                                response.status,
+                                f"token from {ask.key[0]}: got status {response.status}",
+                                retryable=True,
+                                retry_after=parse_retry_after(response.header("retry-after"), response.header("date")),
+                            )
+                        body = await read(response, ANSWER_MAX, self.host)
                 self._authenticator.answered(ask, response.status, body)
                 return
             except RegistryError as error:
                 await self.pause((failures := failures + 1), error)
+
+    @contextmanager
+    def _deadline(self) -> Iterator[None]:
+        """For what is small: the transport bounds each silence, this the sum of a server's drops."""
+        try:
+            with self.pace.deadline(_DOCUMENT_SECONDS):
+                yield
+        except TimeoutError as error:
+            raise UnreachableError(self.host, f"did not finish its answer within {_DOCUMENT_SECONDS:.0f} s") from error
 
     async def _refusal(self, answer: Answer) -> RegistryError:
         """What an unexpected answer means."""
@@ -218,16 +243,6 @@ class Session:
             body = b""
         at = origin_of(answer.url, self.host)
         return explain(self.host, response, body, where="" if at == self._origin else f" (sent on to {at.netloc})")
-
-
-@asynccontextmanager
-async def _deadline(host: str, *, bounded: bool = True) -> AsyncIterator[None]:
-    """For what is small: the transport bounds each silence, this the sum of a server's drops."""
-    try:
-        with trio.fail_after(_DOCUMENT_SECONDS) if bounded else nullcontext():
-            yield
-    except trio.TooSlowError as error:
-        raise UnreachableError(host, f"did not finish its answer within {_DOCUMENT_SECONDS:.0f} s") from error
 
 
 def explain(host: str, response: Response, body: bytes, *, where: str = "") -> RegistryError:

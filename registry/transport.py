@@ -10,57 +10,15 @@ from __future__ import annotations
 import errno
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import httpx
 
 from cext.errors import OnesecError, UsageError
 from registry.errors import BadAnswerError, RegistryError, UnreachableError
 from registry.origin import Hosts, origin_of, settings_for
-
-CONNECT_SECONDS = 10.0
-SILENCE_SECONDS = 60.0  # between two reads or writes; a registry that commits an upload is silent for its length
-_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
-
-
-@dataclass(frozen=True, slots=True)
-class Body:
-    """size: bytes. open: the bytes from the start, each time it is called; not a generator, see `_Answer`."""
-
-    size: int
-    open: Callable[[], AsyncIterator[bytes]] = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    method: str
-    url: str
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: bytes | Body | None = field(default=None, repr=False)
-
-
-class Response(Protocol):
-    """An answer whose body has not been read yet."""
-
-    @property
-    def status(self) -> int: ...
-
-    def header(self, name: str) -> str | None:
-        """The value; of several lines, joined by commas."""
-
-    def lines(self, name: str) -> Sequence[str]:
-        """Each line of a header that may occur several times."""
-
-    def pieces(self) -> AsyncIterator[bytes]:
-        """The body. Raises RegistryError where it breaks off."""
-
-
-class Transport(Protocol):
-    def send(self, request: Request) -> AbstractAsyncContextManager[Response]:
-        """Raises RegistryError. The block's end closes the answer, read or not."""
+from registry.request import BUNDLES, CONNECT_SECONDS, SILENCE_SECONDS, Body, Request, Response
 
 
 class HttpTransport:
@@ -164,7 +122,7 @@ def _trust(ca: str | None) -> ssl.SSLContext:
     context = ssl.create_default_context()  # also what SSL_CERT_FILE and SSL_CERT_DIR name
     places = ssl.get_default_verify_paths()
     if places.cafile is None and places.capath is None:  # a Python that brings its own OpenSSL looks elsewhere
-        for bundle in filter(os.path.exists, _BUNDLES):
+        for bundle in filter(os.path.exists, BUNDLES):
             context.load_verify_locations(bundle)
             break
     if ca is not None:

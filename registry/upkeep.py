@@ -62,7 +62,8 @@ class Verified:
 def collect(layout: Layout) -> Collected:
     """Deletes what no tag and no held lease needs. Raises, having deleted nothing, if a root can't be read."""
     with layout.exclusive():
-        roots = {tag.manifest.digest for tag in layout.tags()} | layout.leased()
+        # A start that was killed before its image was stored may have left a server with a lease on it.
+        roots = {tag.manifest.digest for tag in layout.tags()} | (layout.leased() & layout.digests())
         manifests = [layout.manifest(root) for root in roots]
         live = roots | {blob.digest for manifest in manifests for blob in manifest.blobs}
         here = layout.digests()
@@ -200,7 +201,7 @@ def check_layout(layout: Layout, progress: Callable[[int], None] | None = None) 
         problems += damaged.values()
         bad = set(damaged)
         # What is in use without a name may have lost it, and with it the word of where its packs are.
-        roots += [(f"image {digest} in use", digest, True) for digest in sorted(held)]
+        roots += [(f"image {digest} in use", digest, True) for digest in sorted(held & layout.digests())]
         remote: set[Digest] = set()
         for name, root, elsewhere in roots:
             reached |= _follow(layout, name, root, bad, problems, remote if elsewhere else None)

@@ -30,8 +30,8 @@ from registry.errors import (
 from registry.layout import Layout
 from registry.model import Descriptor, Manifest
 from registry.origin import redirected
+from registry.request import Body
 from registry.session import Answer
-from registry.transport import Body
 
 CHUNK = 16 << 20
 _CHUNK_MAX = 256 << 20

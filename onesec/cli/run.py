@@ -17,7 +17,7 @@ from onesec.config import Config
 
 if TYPE_CHECKING:
     from lazyfs.prefill import Prefill
-    from onesec.images import ServedImage
+    from onesec.images import Found, ServedImage
 
 EXIT_FAILED = 125
 
@@ -50,12 +50,12 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     probe().require()
     with ExitStack() as stack:
         ahead = stack.enter_context(Ahead())
-        image, places = found_image(arguments.reference, config, ahead)
-        stack.enter_context(image)
+        found = stack.enter_context(found_image(arguments.reference, config, ahead, mark=story.mark))
+        image = stack.enter_context(found.image)
         story.mark("index")
         try:
             with (
-                serve(image, config, places) as served,
+                serve(image, config, found.places) as served,
                 prefilled(served, ahead) as prefill,
                 lesson(served, options.command, _note) as learning,
             ):
@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
                     name=image.name,
                     note=_note,
                     mark=story.mark,
+                    started=lambda: _store(found),
                 )
                 if learning is not None:
                     learning.end(status)
@@ -81,6 +82,18 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
             complain(str(error), error.hint)
             sys.stderr.flush()
             return error.status
+
+
+def _store(found: Found) -> None:
+    """The container runs; its image gets its name here. If it does not, the next start fetches it again."""
+    from onesec.cli.main import describe
+
+    try:
+        found.store()
+    except OnesecError as error:
+        _note(f"image {found.image.name}: not stored: {error}")
+    except OSError as error:
+        _note(f"image {found.image.name}: not stored: {describe(error)}")
 
 
 class _Story:

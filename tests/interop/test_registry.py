@@ -22,8 +22,9 @@ from registry.layout import Layout
 from registry.model import PACK
 from registry.origin import HostSettings
 from registry.reference import Reference
+from registry.request import Request, Response
 from registry.session import Surroundings
-from registry.transport import HttpTransport, Request, Response
+from registry.transport import HttpTransport
 from registry.upload import Uploader
 from tests.support.docker_registry import Server, docker_registry
 from tests.support.oracle import assert_image

@@ -118,8 +118,9 @@ def loaded(code: str) -> set[str]:
         "import onesec.cli.main, onesec.cli.run, lazyfs.container, lazyfs.probe, onesec.images",
         "import onesec.cli.main, onesec.cli.mount, lazyfs.mount, lazyfs.probe, onesec.images",
         "import onesec.cli.main, onesec.cli.umount, lazyfs.mount",
+        "import onesec.cli.main, onesec.cli.run, onesec.images, onesec.start, registry.thin",
     ],
-    ids=["run", "mount", "umount"],
+    ids=["run", "mount", "umount", "start"],
 )
 def test_thin_commands_load_little(code: str) -> None:
     found = loaded(code) - loaded("")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lazyfs import renewer
-from lazyfs.remote import Origin, RegistryHost, RegistryOrigin, WebSource, number_of, proxies_for, words_of
+from lazyfs.remote import Origin, RegistryHost, RegistryOrigin, WebSource, number_of, words_of
+from registry.proxies import proxies_for
 
 PROBE = ("sha256:" + "0" * 64, 7)
 

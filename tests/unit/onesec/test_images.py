@@ -6,14 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.remote import Source
-from onesec import remote
-from onesec.config import Config, load
+from cext.record import replace
+from onesec.config import Config, RegistrySettings, load
 from onesec.images import found_image
-from registry.errors import MissingImageError
-from registry.reference import Reference
-
-NAME = "registry.invalid/me/app:1"
+from registry.errors import MissingImageError, NotThereError
+from tests.support.fake_registry import FakeRegistry
 
 
 @pytest.fixture
@@ -21,16 +18,17 @@ def config(tmp_path: Path) -> Config:
     return load({"ONESEC_ROOT": str(tmp_path / "root"), "ONESEC_RUN": str(tmp_path / "run")})
 
 
-def test_an_image_whose_name_is_removed_before_it_is_opened_is_brought_again_but_not_for_ever(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    brought: list[str] = []
+def test_a_name_without_a_registry_is_looked_for_here_alone(config: Config) -> None:
+    with pytest.raises(MissingImageError), found_image("app", config):
+        pass
 
-    def pull(reference: Reference, *_: object) -> tuple[Source, ...]:
-        brought.append(str(reference))
-        return ()
 
-    monkeypatch.setattr(remote, "pull_for_start", pull)
-    with pytest.raises(MissingImageError):
-        found_image(NAME, config)
-    assert brought == [NAME] * 3
+def test_an_image_that_its_registry_does_not_have_leaves_nothing(config: Config) -> None:
+    with FakeRegistry() as registry:
+        known = replace(config, registries={registry.host: RegistrySettings(plain_http=True)})
+        name = f"{registry.host}/me/app:1"
+        with pytest.raises(NotThereError, match="has no image me/app:1"), found_image(name, known):
+            pass
+    left = sorted(path.name for path in (Path(config.root) / "images").rglob("*") if path.is_file())
+    assert left == ["index.json", "oci-layout"]
+    assert list((Path(config.root) / "images/blobs").iterdir()) == [Path(config.root) / "images/blobs/sha256"]

@@ -12,7 +12,7 @@ import pytest
 
 from onesec.cli.main import main
 from onesec.config import load
-from onesec.remote import hosts
+from onesec.places import hosts
 from registry.model import EROFS, FORMAT, IMAGE, OCI_CONFIG, Descriptor, Digest, dump_json
 from registry.origin import HostSettings
 from tests.support.fake_registry import Answer, FakeRegistry, Fault

@@ -36,6 +36,7 @@ def machine(credential: Credential | None = LOGIN) -> Authenticator:
 def learn(one: Authenticator, scope: Scope = PULL, *, challenge: str = BEARER, now: float = 0.0) -> Ask:
     """The first request is refused; what is asked of the realm then."""
     sent = one.step(scope, now)
+    assert isinstance(sent, Send)
     assert sent == Send(None)
     one.challenged(scope, sent, [challenge])
     asked = one.step(scope, now)

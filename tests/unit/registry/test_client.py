@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import time
 from collections.abc import Awaitable, Iterator
 from contextlib import suppress
@@ -11,10 +12,9 @@ from math import inf
 from pathlib import Path
 
 import pytest
-import trio
 
 from registry.auth import Credential
-from registry.client import Client, Repository, check_content_range, choose
+from registry.client import Client, Location, Repository, check_content_range, choose
 from registry.errors import (
     BadAnswerError,
     BadDocumentError,
@@ -35,10 +35,11 @@ from tests.support.fake_registry import Answer, FakeRegistry, Fault
 from tests.support.registry_world import DATA, World
 
 
-@pytest.fixture
-def world() -> Iterator[World]:
+@pytest.fixture(params=["trio", "thin"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """On both roads: the client's logic is written once."""
     with FakeRegistry() as registry:
-        yield World(registry)
+        yield World(registry, thin=request.param == "thin")
 
 
 @pytest.fixture
@@ -381,12 +382,46 @@ def test_many_requests_at_once_share_one_token(world: World) -> None:
     blob = world.blob()
 
     async def work(repository: Repository) -> None:
-        async with trio.open_nursery() as nursery:
-            for _ in range(12):
-                nursery.start_soon(repository.read_range, blob, 0, 10)
+        await world.at_once([lambda: repository.read_range(blob, 0, 10)] * 12)
 
     world.call(work)
     assert world.registry.tokens == 1
+
+
+def test_sources_that_answered_are_known_without_another_request(world: World) -> None:
+    world.registry.users = {"me": "secret"}
+    world.login = Credential("me", "secret")
+    world.image()
+
+    async def work(repository: Repository) -> list[Location]:
+        assert await repository.known_sources() == []
+        await repository.resolve()
+        before = len(world.registry.requests)
+        found = await repository.known_sources()
+        assert len(world.registry.requests) == before
+        return found
+
+    (found,) = world.call(work)
+    assert found.url == f"http://{world.registry.host}/v2/me/app/blobs/sha256:{{digest}}"
+    assert found.headers["authorization"].startswith("Bearer ")
+    assert world.now < found.renew_at < found.expires_at
+
+
+def test_a_mirror_that_is_not_there_is_asked_once(world: World) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        mirror = f"127.0.0.1:{nobody.getsockname()[1]}"
+        world.others[mirror] = HostSettings(plain_http=True)
+        world.mirrors = (mirror,)
+        world.image()
+        blob = world.blob()
+
+        async def work(repository: Repository) -> bytes:
+            await repository.resolve()
+            return await repository.read_range(blob, 0, 10)
+
+        assert world.call(work) == DATA[:10]
+    assert len(world.slept) == 1
 
 
 def test_a_token_that_is_revoked_in_mid_flight_is_renewed(world: World) -> None:

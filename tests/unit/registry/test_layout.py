@@ -14,7 +14,7 @@ from registry.errors import BadBlobError, BadDocumentError, MissingBlobError, Mi
 from registry.layout import Layout
 from registry.model import OCI_CONFIG, Descriptor, Digest, LayerRecord, Manifest, dump_json
 from registry.reference import Reference
-from registry.upkeep import descriptors_in
+from registry.upkeep import check_layout, collect, descriptors_in
 
 
 @pytest.fixture
@@ -120,6 +120,15 @@ def test_a_step_record_is_believed_only_while_its_blobs_are_there(layout: Layout
     assert layout.recall("step-2") is None
     with pytest.raises(ValueError):
         layout.recall("../index.json")
+
+
+def test_a_lease_on_an_image_that_was_never_stored_stops_nobody(layout: Layout) -> None:
+    kept = store(layout, "x")
+    layout.tag(Reference.parse("app"), kept)
+    with layout.lease(Digest.of(b"a start that was killed")):
+        collect(layout)
+        assert check_layout(layout).problems == ()
+    assert layout.manifest(kept.digest) == kept
 
 
 def test_a_lease_lasts_until_it_is_released(layout: Layout) -> None:
