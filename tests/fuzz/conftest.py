@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import subprocess
 from collections.abc import Callable, Sequence
@@ -11,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import seeds
+
 ROOT = Path(__file__).parents[2]
 SECONDS = int(os.environ.get("ONESEC_FUZZ_SECONDS", "1"))
-SEED = int(os.environ.get("ONESEC_FUZZ_SEED") or random.randrange(1, 1 << 31))
+SEED = seeds.draw()
 
 Fuzz = Callable[[str, Sequence[bytes]], None]
 Shown = list[str]

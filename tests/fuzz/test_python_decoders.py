@@ -40,7 +40,7 @@ from tests.support.images import encoded, pool, sample
 from tests.support.mutation import MEMORY_MAX, MESSAGE_MAX, Repair, Target, fuzz
 
 SANITIZED = "ONESEC_NATIVE" in os.environ
-SEED = int(os.environ.get("ONESEC_FUZZ_SEED", "1"))
+SEED = int(os.environ.get("ONESEC_SEED", "1"))
 
 
 def run(

@@ -1,6 +1,6 @@
 """kill -9 of `build` and `import` at random points: what is left is whole, and nothing is left running.
 
-ONESEC_KILLS sets the number of kills (50), ONESEC_KILLS_SEED the seed, which is printed.
+ONESEC_KILLS sets the number of kills (50), ONESEC_SEED the seed, which is printed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import seeds
 from tests.support.background import background_processes
 from tests.support.command import Onesec
 from tests.support.oci import oci_layout
@@ -108,9 +109,7 @@ class Place:
 
 @pytest.fixture
 def chance() -> random.Random:
-    seed = int(os.environ.get("ONESEC_KILLS_SEED") or random.randrange(1 << 32))
-    print(f"ONESEC_KILLS_SEED={seed}")
-    return random.Random(seed)
+    return random.Random(seeds.draw())
 
 
 @pytest.mark.timeout(600 + 10 * KILLS)

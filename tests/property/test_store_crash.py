@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cache.store import Store, check
 from tests.suites.store import chunk
+from tests.support import seeds
 
 KILLS = 50
 
@@ -39,8 +40,7 @@ def write(path: Path, first: int, told: int) -> None:
 
 
 def test_fifty_kills_lose_nothing_that_was_flushed(tmp_path: Path) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
+    seed = seeds.draw()
     dice = random.Random(seed)
     flushed = 0  # every chunk before it
     for kill in range(KILLS):

@@ -5,11 +5,11 @@ by the toss of a coin. What must hold afterwards is checked in tests/support/sto
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.support import seeds
 from tests.support.programs import STORE, build, plain_environment
 
 ROUNDS = int(os.environ.get("ONESEC_CUTS", "2"))
@@ -18,9 +18,8 @@ ROUNDS = int(os.environ.get("ONESEC_CUTS", "2"))
 def test_a_power_cut_at_any_moment_costs_nothing_that_was_durable(tmp_path: Path) -> None:
     program = build("store_cuts.c", tmp_path / "store_cuts", engines=STORE)
     cuts = 0
-    for _ in range(ROUNDS):
-        seed = random.randrange(1 << 32)
-        print(f"seed {seed}")
+    first = seeds.draw()
+    for seed in range(first, first + ROUNDS):
         with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as place:
             words = [str(program), place, str(seed)]
             done = subprocess.run(words, env=plain_environment(), capture_output=True, text=True, check=False)

@@ -20,6 +20,7 @@ import pytest
 import cext
 from cext.errors import OnesecError
 from tests.suites.store import chunk
+from tests.support import seeds
 
 ROTS = int(os.environ.get("ONESEC_ROTS", "120"))
 SEEDS = range(1, 120)
@@ -126,8 +127,7 @@ def under_an_open_store(path: Path, dice: random.Random) -> None:
 @pytest.mark.parametrize("opened", [False, True])
 def test_rot_is_never_read_and_heals(memory: Path, opened: bool) -> None:
     """In a child for each: what rots under LMDB's feet may cost it descriptors, and a crash is to be seen as one."""
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
+    seed = seeds.draw()
     dice = random.Random(seed)
     fill(memory / "whole")
     for number in range(ROTS):
@@ -154,8 +154,7 @@ def test_rot_is_never_read_and_heals(memory: Path, opened: bool) -> None:
 
 def test_every_byte_of_a_kept_chunk_is_watched(memory: Path) -> None:
     """A bit of each, under an open store: found, and healed by putting the chunk again."""
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
+    seed = seeds.draw()
     dice = random.Random(seed)
     id, data = chunk(1, 1500)
     path = memory / "store"

@@ -31,6 +31,7 @@ from lazyfs.index.layer import decode_layer
 from registry.image import parse_config
 from registry.model import Index, LayerRecord, Manifest, parse_json
 from registry.reference import Reference
+from tests.support import seeds
 from tests.support.command import Onesec
 from tests.support.hostile import archive, assert_refused, canaries, import_tar, member, packed
 from tests.support.images import encoded, pool, sample
@@ -357,8 +358,7 @@ def readers() -> list[tuple[bytes, Callable[[bytes], Any]]]:
 
 
 def test_ten_thousand_bad_inputs_leave_descriptors_and_memory_as_they_were() -> None:
-    seed = int(os.environ.get("ONESEC_HOSTILE_SEED") or random.randrange(1 << 32))
-    print(f"ONESEC_HOSTILE_SEED={seed}")
+    seed = seeds.draw()
     chance = random.Random(seed)
     targets = readers()
     for data, read in targets:

@@ -121,6 +121,7 @@ OTHER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import cext
+from tests.support import seeds
 with cext.ChunkMap(sys.argv[2]) as chunks:
     for line in sys.stdin:
         digest, table = map(bytes.fromhex, line.split())
@@ -201,8 +202,7 @@ def test_rot_of_any_kind_never_leads_to_a_wrong_pack(place: Path, packs: Packs) 
             chunks.add_pack(*packs[name])
         right = found(chunks, packs, *numbers)
     whole = (place / "data.mdb").read_bytes()
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
+    seed = seeds.draw()
     dice = random.Random(seed)
     noticed = 0
     for _ in range(400):
