@@ -40,6 +40,7 @@ from imagebuilder.sandbox import HOST_FILES, Command, Sandbox
 from imagebuilder.settle import settle
 from imagebuilder.steps import StepResult, recall
 from imagebuilder.streams import Plain, Source
+from imagebuilder.unpack import read_layer
 from imagebuilder.upper import Base, layer_from_overlay_upper
 from imagebuilder.wheel import Placed, Places, Wheel
 from registry.model import LayerRecord, Manifest, dump_json, parse_json
@@ -167,7 +168,7 @@ class _Execution:
 
             await self._blocking(make)
             file.seek(0)
-            record = await self._layer(lambda layer: importer.read_layer(layer, Plain(Source(file)), self._progress))
+            record = await self._layer(lambda layer: read_layer(layer, Plain(Source(file)), self._progress))
         return StepResult((record,))
 
     # ------------------------------------------------------------------ packages

@@ -20,10 +20,10 @@ import zstandard
 
 import cext
 from cext.errors import CorruptError
-from imagebuilder.importer import read_layer
 from imagebuilder.layer import LayerWriter
 from imagebuilder.progress import Silent
 from imagebuilder.streams import Caps, Plain, Source
+from imagebuilder.unpack import read_layer
 from imagebuilder.zip import Zip
 from lazyfs.index.erofs import ErofsReader
 from lazyfs.index.layer import decode_layer
