@@ -14,6 +14,7 @@ import pytest
 
 import cext
 from cext.errors import ClosedError, CorruptError
+from tests.support import seeds
 
 ROOT = Path(__file__).parents[3]
 
@@ -121,7 +122,6 @@ OTHER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import cext
-from tests.support import seeds
 with cext.ChunkMap(sys.argv[2]) as chunks:
     for line in sys.stdin:
         digest, table = map(bytes.fromhex, line.split())
