@@ -117,9 +117,9 @@ def podman_version() -> int:
     return int(found.group()) if found else 0
 
 
-def onesec(place: Place, found: Origin, source: Source) -> list[Peer]:
+def onesec(place: Place, found: Origin, source: Source, *, pull_all: bool) -> list[Peer]:
     """Ours: run by its name at the registry, with a boot pack and without; with one after another container has just
-    started on this host, so that onesec's own programs are in memory; and everything fetched before the start.
+    started on this host, so that onesec's own programs are in memory. pull_all: and with everything fetched before it.
     """
     peers = []
     volume, workload = ("-v", f"{first()}:{FIRST}:ro"), (FIRST, *source.workload)
@@ -134,6 +134,8 @@ def onesec(place: Place, found: Origin, source: Source) -> list[Peer]:
         root = place.path(f"pulled-{what}")
         run = place.onesec("run", *volume, f"{found.host}/{source.reference}:{what}", *workload, root=root)
         peers.append(Peer(f"onesec, {name}", [run], [root, other], warm=before))
+    if not pull_all:
+        return peers
     root = place.path("pulled-all")
     image = f"{found.host}/{source.reference}:plain"
     pull = place.onesec("pull", "--all", image, root=root)

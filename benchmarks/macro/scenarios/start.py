@@ -84,7 +84,7 @@ def _peers(
     place: Place, found: Origin, source: sources.Source, kinds: Sequence[oci.Compression]
 ) -> tuple[list[peers.Peer], dict[str, str]]:
     lazy, missing = lazy_peers.peers(place, found, source)
-    chosen = [*peers.onesec(place, found, source)[: None if kinds else 3], *lazy]
+    chosen = [*peers.onesec(place, found, source, pull_all=bool(kinds)), *lazy]
     for kind in kinds:
         peer = peers.podman(place, found, source, kind)
         if isinstance(peer, str):
