@@ -198,6 +198,10 @@ static os_code walk_tree(walk *it, tree expect, bool is_free_list, bool is_main)
 
 static os_code big_value(walk *it, place *at, uint64_t page, size_t size) {
     uint64_t count = (PAGE_HEADER - 1 + (uint64_t)size) / it->page_size + 1;
+    /* Rows of ours fit into a page. A free list has a number for each page that it frees, and no page twice: what is
+     * longer is a forgery, and is not read, in a file that may be sparse and of any size. */
+    if (!at->is_free_list || size > 8 * (it->last_page + 2) + 2 * it->page_size)
+        return os_fail(it->failure, OS_CORRUPT, "map: got a value of %zu bytes", size);
     os_code code = enter(it, page, count);
     if (code != OS_OK)
         return code;
@@ -208,7 +212,7 @@ static os_code big_value(walk *it, place *at, uint64_t page, size_t size) {
     code = read_at(it->fd, value, PAGE_HEADER + size, page * it->page_size, it->failure);
     if (code == OS_OK && (get64(value) != page || get16(value + 10) != P_OVERFLOW || get32(value + 12) != count))
         code = os_fail(it->failure, OS_CORRUPT, "map: page %llu is no overflow page", (unsigned long long)page);
-    if (code == OS_OK && at->is_free_list)
+    if (code == OS_OK)
         code = free_pages(it, value + PAGE_HEADER, size);
     free(value);
     return code;

@@ -225,3 +225,33 @@ def test_rot_of_any_kind_never_leads_to_a_wrong_pack(place: Path, packs: Packs) 
         if answer is not None:
             assert all(got in (want, None) for got, want in zip(answer, right, strict=True))
     assert noticed > 50
+
+
+FORGER = """
+import ctypes, sys
+lmdb = ctypes.CDLL("liblmdb.so.0")
+for name in ("mdb_env_create", "mdb_env_open", "mdb_txn_begin", "mdb_dbi_open", "mdb_put", "mdb_txn_commit"):
+    getattr(lmdb, name).restype = ctypes.c_int
+class Value(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("data", ctypes.c_char_p)]
+def check(code):
+    assert code == 0, code
+environment, transaction, table = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_uint()
+check(lmdb.mdb_env_create(ctypes.byref(environment)))
+check(lmdb.mdb_env_set_maxdbs(environment, 8))
+check(lmdb.mdb_env_set_mapsize(environment, ctypes.c_size_t(64 << 20)))
+check(lmdb.mdb_env_open(environment, sys.argv[1].encode(), 0, 0o600))
+check(lmdb.mdb_txn_begin(environment, None, 0, ctypes.byref(transaction)))
+check(lmdb.mdb_dbi_open(transaction, sys.argv[2].encode(), 0x40000, ctypes.byref(table)))
+key, value = Value(32, b"k" * 32), Value(1 << 20, b"v" * (1 << 20))
+check(lmdb.mdb_put(transaction, table, ctypes.byref(key), ctypes.byref(value), 0))
+check(lmdb.mdb_txn_commit(transaction))
+"""
+
+
+def test_a_value_that_no_row_of_ours_has_is_refused_unread(place: Path) -> None:
+    """A forged map may be sparse and of any size, and so may its values be."""
+    cext.ChunkMap(place).close()
+    subprocess.run([sys.executable, "-c", FORGER, str(place), "forged"], check=True)
+    with pytest.raises(CorruptError, match="got a value of 1048576 bytes"):
+        cext.ChunkMap(place)
