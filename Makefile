@@ -12,7 +12,7 @@ SANITIZED := tests/unit/cext tests/unit/cache tests/property tests/interop/test_
 	tests/fuse/test_mount.py tests/fuse/test_chunk_store.py tests/fuse/test_object_server.py tests/fuse/test_objects.py \
 	tests/fuse/test_remote_objects.py tests/fuse/test_remote_process.py tests/fuse/test_read_ahead.py tests/security/test_fetch_link.py \
 	tests/security/test_spans_between_images.py tests/fuse/test_prefetch.py tests/fuse/test_learned_reads.py \
-	tests/fuse/test_portable.py tests/fuse/test_prefill.py tests/unit/lazyfs/test_bootpack.py
+	tests/fuse/test_portable.py tests/fuse/test_prefill.py tests/fuse/test_boot_reads.py tests/unit/lazyfs/test_bootpack.py
 # What has threads of ours.
 THREADED := tests/unit/cext tests/unit/cache $(filter-out %_cuts.py %_faults.py,$(wildcard tests/property/test_store*.py)) tests/interop/test_run.py \
 	tests/fuse/test_mount.py tests/fuse/test_chunk_store.py tests/fuse/test_object_server.py tests/fuse/test_objects.py \

@@ -27,6 +27,7 @@ from imagebuilder.layer import (
 from imagebuilder.progress import Progress, Silent
 from imagebuilder.streams import Caps, Plain, Source
 from imagebuilder.unpack import read_layer
+from lazyfs.bootcheck import check_boot_pack
 from registry import skopeo
 from registry.adopt import adopt_image
 from registry.errors import BadBlobError, BadDocumentError, BadReferenceError, MissingBlobError, MissingImageError
@@ -109,6 +110,7 @@ def _adopt(layout: Layout, foreign: _Foreign, source: str, progress: Progress) -
     known = sum(layout.has(layer) for layer in layers)
     progress.stage(f"copying {source}", total_size(blob for blob in manifest.blobs if not layout.has(blob)))
     adopt_image(layout, manifest, lambda blob: _open_blob(foreign.path, blob), progress.advance)
+    check_boot_pack(layout, manifest)  # before it has a name here
     return layers, known
 
 

@@ -126,10 +126,12 @@ async def pull_image(
     name: Reference,
     amount: Amount = "index",
     found: Callable[[Manifest], None] | None = None,
+    judge: Callable[[Layout, Manifest], object] | None = None,
 ) -> Pulled:
     """Fetches an image, as much of it as amount says, and gives it a name. Call it inside `layout.writing()`.
 
-    found: is told the manifest before anything else is asked for.
+    found: is told the manifest before anything else is asked for. judge: of an image that is here whole, before it has
+    a name: raises if it may not have one.
     """
     reference = repository.reference
     report.stage(f"looking up {reference}")
@@ -153,6 +155,8 @@ async def pull_image(
     stored = layout.put(manifest.raw, manifest.media_type)  # syncs the names of all before it, too
     assert stored.digest == manifest.digest
     if amount == "all":
+        if judge is not None:
+            await trio.to_thread.run_sync(judge, layout, manifest)
         await trio.to_thread.run_sync(know_packs, layout, manifest)
     layout.tag(name, manifest, domain=reference.domain, remote=reference.repository)
     missing = [one for one in blobs if not layout.has(one)]

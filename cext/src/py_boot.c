@@ -118,6 +118,20 @@ static PyObject *frames(PyObject *object, void *unused) {
     return out;
 }
 
+static PyObject *run_counts(PyObject *object, void *unused) {
+    const os_boot *boot = &((boot_pack *)object)->boot;
+    (void)unused;
+    PyObject *out = PyTuple_New(boot->frame_count);
+    for (uint32_t frame = 0; out != NULL && frame < boot->frame_count; frame++) {
+        PyObject *one = PyLong_FromUnsignedLong(boot->frame_runs[frame]);
+        if (one == NULL)
+            Py_CLEAR(out);
+        else
+            PyTuple_SET_ITEM(out, frame, one);
+    }
+    return out;
+}
+
 static PyObject *runs(PyObject *object, void *unused) {
     const os_boot *boot = &((boot_pack *)object)->boot;
     (void)unused;
@@ -308,6 +322,7 @@ static PyGetSetDef getters[] = {
     {"objects", objects, NULL, "Ids of the objects in the order of their first page.", NULL},
     {"frames", frames, NULL,
      "(compressed length, number of objects that have to be placed before) of each frame; they follow the head.", NULL},
+    {"run_counts", run_counts, NULL, "Of each frame.", NULL},
     {"runs", runs, NULL, "(row of the object, offset, length) in the order of the start.", NULL},
     {"total", total, NULL, "Bytes of all runs.", NULL},
     {NULL, NULL, NULL, NULL, NULL},

@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     if name.digest is not None:
         raise UsageError(f"tag {name}: want a name without a digest")
     layout = Layout.open(config.root)
+    from lazyfs.bootcheck import check_boot_pack
     from onesec.remote import with_client
     from registry.transfer import pull_image
 
@@ -31,7 +32,12 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
         done = with_client(
             config,
             lambda client: pull_image(
-                layout, client.repository(remote), shown, name=name, amount="all" if arguments.all else "index"
+                layout,
+                client.repository(remote),
+                shown,
+                name=name,
+                amount="all" if arguments.all else "index",
+                judge=check_boot_pack,
             ),
         )
     if config.json:

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("onesec", "imagebuilder", "lazyfs", "cache", "registry", "cext")
 """Downwards only. imagebuilder may see of lazyfs only the formats."""
 
-FORMATS = ("lazyfs.index", "lazyfs.merge", "lazyfs.bootpack")
-"""The boot pack is one too: a build writes the first."""
+FORMATS = ("lazyfs.index", "lazyfs.merge", "lazyfs.bootpack", "lazyfs.bootcheck")
+"""The boot pack is one too: a build writes the first, an import judges a stranger's."""
 
 DOORS: dict[str, tuple[str, ...]] = {
     "uv": ("imagebuilder/solve.py",),
