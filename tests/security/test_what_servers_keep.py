@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from cext.errors import OnesecError
 from lazyfs import background
-from tests.support.background import background_processes
+from tests.support.background import background_processes, what_it_has
 from tests.support.command import Onesec
 from tests.support.shell import shell_image
 
 pytestmark = pytest.mark.usefixtures("real_machine")
 
 CANARY = "canary-of-the-first-caller"
-
-IMAGE = """
-from onesec import Image
-image = Image.from_oci({source!r}).run("id > /etc/id")
-"""
 
 
 @pytest.fixture
@@ -51,18 +47,16 @@ def test_proc_shows_neither_the_environment_nor_the_arguments_of_the_first_comma
         assert onesec("umount", "--all").status == 0
 
 
-def test_the_server_of_a_build_is_no_copy_of_the_build(onesec: Onesec, tmp_path: Path) -> None:
-    (tmp_path / "image.py").write_text(IMAGE.format(source=shell_image(tmp_path)))
-    assert onesec("build", tmp_path / "image.py", "-t", "built").status == 0
-    servers = background_processes(tmp_path)
-    try:
-        assert sorted(servers.values()) == ["onesec-objects"] * 2
-        for process in servers:
-            assert CANARY.encode() not in shown(process)
-            mapped = Path("/proc", str(process), "maps").read_text()
-            assert "zstandard" not in mapped  # a copy would have what the build had loaded
-    finally:
-        assert onesec("umount", "--all").status == 0
+def test_the_server_of_a_large_program_is_no_copy_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "_is_large", lambda: True)
+    monkeypatch.setenv("SOME_TOKEN", CANARY)
+    call = background.Call("onesec-test", "a server", f"{what_it_has.__module__}:{what_it_has.__name__}")
+    with open(tmp_path / "log", "wb") as log:
+        background.start(call, fds=(), log=log.fileno())
+    found = json.loads((tmp_path / "log").read_text())
+    assert "lazyfs.background" in found["modules"]
+    assert "pytest" not in found["modules"]
+    assert CANARY not in str(found)
 
 
 def test_servers_live_in_the_cgroup_that_is_configured(tmp_path: Path) -> None:
