@@ -17,7 +17,7 @@ import cext
 from lazyfs.index.layer import LayerBuilder
 from lazyfs.index.model import Entry, Kind
 from lazyfs.merge import merge
-from registry import image
+from registry import decoded, image
 from registry.layout import Layout
 from registry.model import LAYER, PACK, Descriptor, Digest, LayerRecord, Manifest
 
@@ -222,7 +222,7 @@ def assemble_image(
 
     finish: gets the manifest and the merged tree, gives the manifest that counts.
     """
-    tree = merge([image.read_decoded(layout, layer.index) for layer in layers])
+    tree = merge([decoded.read_decoded(layout, layer.index) for layer in layers])
     packs: dict[Digest, Descriptor] = {}
     for layer in layers:
         for pack in layer.packs:

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import cext
 from cext.errors import CorruptError
 from lazyfs.index.tables import Object, Part, TablesReader
+from registry.decoded import read_decoded
 from registry.errors import MissingBlobError
-from registry.image import read_decoded
 from registry.layout import Layout
 from registry.model import TABLES, Descriptor, Digest, Manifest
 

@@ -17,7 +17,8 @@ from lazyfs.runtime import Stopper
 from lazyfs.runtime_config import Private, PrivateFile, RunOptions, image_config
 from onesec.config import Config
 from onesec.images import serve
-from registry.image import open_resolved, read_decoded
+from registry.decoded import read_decoded
+from registry.image import open_resolved
 from registry.layout import Layout, Resolved
 from registry.model import LAYER, PACK, LayerRecord, Manifest
 

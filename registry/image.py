@@ -8,18 +8,15 @@ that check.
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import mmap
 import os
-import stat
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import cext
 from cext.errors import CorruptError, LimitError
+from registry.decoded import decode_both, decoded_file, decoded_path, named_decoded, open_decoded
 from registry.errors import BadBlobError, BadDocumentError, MissingBlobError, RemoteBlobsError
 from registry.layout import Layout, Lease, Resolved
 from registry.model import (
@@ -41,7 +38,6 @@ from registry.model import (
 )
 from registry.reference import Reference
 
-INDEX_MAX = 4 << 30  # bytes decoded; OS_INDEX_MAX of cext/src/os_limits.h
 _TABLES_HEADER = struct.Struct("<8sIIIIIIQ24x")
 _BLOB_ROW = struct.Struct("<32sQII")
 _EROFS_INODES = struct.Struct("<Q")  # at byte 16 of the super block, which is at 1024
@@ -117,16 +113,16 @@ def open_resolved(layout: Layout, resolved: Resolved, lease: Lease) -> OpenedIma
         manifest = resolved.manifest.require_image()
         config = parse_config(layout.read(manifest.config), f"config of {resolved.name}")
         erofs, tables = manifest.only(EROFS), manifest.only(TABLES)
-        paths = [_decoded_path(layout, blob) for blob in (erofs, tables)]
+        paths = [decoded_path(layout, blob) for blob in (erofs, tables)]
         for path, blob in zip(paths, (erofs, tables), strict=True):
-            if (fd := _open_decoded(path, blob)) is not None:
+            if (fd := open_decoded(path, blob)) is not None:
                 fds.append(fd)
         if len(fds) < 2:
             while fds:
                 os.close(fds.pop())
             decode_index(layout, manifest)
             for path, blob in zip(paths, (erofs, tables), strict=True):
-                fd = _open_decoded(path, blob)
+                fd = open_decoded(path, blob)
                 if fd is None:
                     raise BadBlobError(str(blob.digest), f"decoded copy {path} changed while it was read")
                 fds.append(fd)
@@ -204,161 +200,16 @@ def parse_config(raw: bytes, what: str) -> dict[str, Any]:
     return document
 
 
-# ---------------------------------------------------------------------- decoded index blobs
-
-
-def _decoded_path(layout: Layout, blob: Descriptor) -> str:
-    digest, _ = blob.decoded
-    return f"{layout.cache_path('index')}/{digest.hex()}"
-
-
-def _open_decoded(path: str, blob: Descriptor) -> int | None:
-    """The decoded copy, hashed again, or None if there is none that is right."""
-    digest, size = blob.decoded
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # whatever was put there
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
-            return None
-        raise
-    try:
-        found = os.fstat(fd)
-        if stat.S_ISREG(found.st_mode) and found.st_size == size and hash_descriptor(fd, size) == digest:
-            good, fd = fd, -1
-            return good
-        return None
-    finally:
-        if fd >= 0:
-            os.close(fd)
-
-
-def hash_descriptor(fd: int, size: int) -> bytes:
-    """BLAKE3 of the first size bytes, which are there."""
-    if size == 0:
-        return cext.blake3(b"")
-    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as content:
-        return cext.blake3(content)
-
-
 def decode_index(layout: Layout, manifest: Manifest) -> None:
     """Decodes fs.erofs and the tables into cache/index, once both were checked. Raises what the check raises."""
     blobs = (manifest.only(EROFS), manifest.only(TABLES))
     with ExitStack() as stack:
         files = [stack.enter_context(decoded_file(layout)) for _ in blobs]
-        _decode_both(layout, blobs, [file.fd for file in files])
+        decode_both(layout, blobs, [file.fd for file in files])
         cext.check_image_sandboxed(files[0].fd, files[1].fd)
         check_packs(files[1].fd, manifest)
         for file, blob in zip(files, blobs, strict=True):
             named_decoded(layout, blob, file)
-
-
-class DecodedFile:
-    """A file of cache/index that has no name of its own yet. fd: owned until `keep`."""
-
-    def __init__(self, path: str, fd: int) -> None:
-        self.path = path
-        self.fd = fd
-
-    def keep(self) -> int:
-        """The descriptor, the caller's from now on."""
-        fd, self.fd = self.fd, -1
-        return fd
-
-
-@contextmanager
-def decoded_file(layout: Layout) -> Iterator[DecodedFile]:
-    """Gone at the end, unless it was named."""
-    path = f"{layout.cache_path('index')}/tmp-{os.getpid()}-{os.urandom(6).hex()}"
-    file = DecodedFile(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    try:
-        fcntl.flock(file.fd, fcntl.LOCK_SH)  # until we are done fsck leaves it alone
-        yield file
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-        if file.fd >= 0:
-            os.close(file.fd)
-
-
-def named_decoded(layout: Layout, blob: Descriptor, file: DecodedFile) -> str:
-    """Gives a file that was checked the name under which mounts find it; the path.
-
-    Not synced, which took 16 ms of a first mount at 100,000 files: what a power cut leaves under the name is hashed
-    before it is used, and decoded and judged again if it is anything else.
-    """
-    path = _decoded_path(layout, blob)
-    os.rename(file.path, path)
-    return path
-
-
-def _decode_both(layout: Layout, blobs: Sequence[Descriptor], targets: Sequence[int]) -> None:
-    """Verifies and decodes the two index blobs side by side: either keeps a core busy for 30 ms at 100,000 files. Both
-    have ended on return; of two errors the first blob's is raised.
-    """
-    import threading  # here and not on the way of an image that was decoded before
-
-    failed: list[BaseException] = []
-
-    def decode(blob: Descriptor, target: int) -> None:
-        layout.verify_blob(blob)
-        decode_blob(layout, blob, target)
-
-    def beside() -> None:
-        try:
-            decode(blobs[1], targets[1])
-        except BaseException as error:  # the caller's to raise
-            failed.append(error)
-
-    thread = threading.Thread(target=beside, name="onesec-tables")
-    thread.start()
-    try:
-        decode(blobs[0], targets[0])
-    finally:
-        thread.join()
-    if failed:
-        raise failed[0]
-
-
-def decode_blob(layout: Layout, blob: Descriptor, target: int) -> None:
-    """Writes the decoded bytes of an index blob, whose own bytes were verified, to target; checks size and BLAKE3."""
-    source = layout.open_blob(blob.digest)
-    try:
-        decode_file(source, blob, target)
-    finally:
-        os.close(source)
-
-
-def decode_file(source: int, blob: Descriptor, target: int) -> None:
-    """The same from a file whose digest was right."""
-    digest, size = blob.decoded
-    if size > INDEX_MAX:
-        raise BadBlobError(str(blob.digest), f"decoded size: got {size}, want at most {INDEX_MAX}")
-    from registry import zstd
-
-    os.lseek(source, 0, os.SEEK_SET)
-    zstd.decode(source, target, size)
-    if blob.media_type == TABLES and size:
-        with mmap.mmap(target, size) as tables:
-            cext.fill_object_ids(tables)
-    got = hash_descriptor(target, size)
-    if got != digest:
-        raise BadBlobError(str(blob.digest), f"decoded content: got blake3:{got.hex()}, want blake3:{digest.hex()}")
-
-
-def read_decoded(layout: Layout, blob: Descriptor) -> bytes:
-    """The decoded bytes of an index blob, verified on the way."""
-    digest, size = blob.decoded
-    if size > INDEX_MAX:
-        raise BadBlobError(str(blob.digest), f"decoded size: got {size}, want at most {INDEX_MAX}")
-    layout.verify_blob(blob)
-    fd = os.memfd_create("onesec-index", os.MFD_CLOEXEC)
-    with open(fd, "rb", buffering=0) as file:
-        decode_blob(layout, blob, fd)
-        file.seek(0)
-        data = file.read(size)
-    if len(data) != size or cext.blake3(data) != digest:
-        raise BadBlobError(str(blob.digest), "decoded content changed while it was read")
-    return data
 
 
 # ---------------------------------------------------------------------- writing

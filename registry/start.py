@@ -22,7 +22,8 @@ from contextlib import ExitStack
 
 import cext
 from registry.client import Repository
-from registry.image import OpenedImage, check_packs, decode_file, decoded_file, named_decoded, parse_config
+from registry.decoded import decode_file, decoded_file, named_decoded
+from registry.image import OpenedImage, check_packs, parse_config
 from registry.layout import Layout, Staging, is_pack
 from registry.loop import Task
 from registry.model import DOCUMENT_MAX, EROFS, PACK, TABLES, Descriptor, Digest, Manifest, check_blob

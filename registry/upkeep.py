@@ -14,7 +14,7 @@ from typing import Any
 
 import cext
 from cext.errors import CorruptError, MissingError
-from registry import image
+from registry import decoded, image
 from registry.errors import BadBlobError, BadDocumentError
 from registry.layout import Layout, is_pack, rebuild_chunk_map, remove_tree
 from registry.model import EROFS, LAYER, PACK, TABLES, Descriptor, Digest, Manifest, parse_json
@@ -277,7 +277,7 @@ def _check_decoded(layout: Layout, repaired: list[str]) -> None:
         if name.startswith("tmp-"):
             continue
         with open(f"{base}/{name}", "rb") as file:
-            good = image.hash_descriptor(file.fileno(), os.fstat(file.fileno()).st_size).hex() == name
+            good = decoded.hash_descriptor(file.fileno(), os.fstat(file.fileno()).st_size).hex() == name
         if not good:
             os.unlink(f"{base}/{name}")
             repaired.append(f"cache/index/{name}: damaged, removed")
@@ -325,13 +325,13 @@ def verify_image(
             elif not layout.has(blob):
                 raise BadBlobError(str(blob.digest), f"missing, or not of {blob.size} bytes")
         image.decode_index(layout, manifest)
-        tables = image.read_decoded(layout, manifest.only(TABLES))
+        tables = decoded.read_decoded(layout, manifest.only(TABLES))
         if image.tables_blobs(tables) != tuple(
             Descriptor(PACK, blob.digest, blob.size) for blob in manifest.each(PACK)
         ):
             raise BadDocumentError(f"manifest {manifest.digest}", "its packs are not those of its tables")
         for blob in (layer for layer in manifest.each(LAYER) if layer not in remote):
-            image.read_decoded(layout, blob)
+            decoded.read_decoded(layout, blob)
         if deep:
             for blob in (pack for pack in manifest.each(PACK) if pack not in remote):
                 layout.verify_blob(blob, progress)

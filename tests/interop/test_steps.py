@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.index.layer import decode_layer
-from registry.image import read_decoded
+from registry.decoded import read_decoded
 from registry.layout import Layout
 from registry.model import LAYER
 from registry.reference import Reference

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from cext.errors import OnesecError
-from registry.image import hash_descriptor, open_image
+from registry.decoded import hash_descriptor
+from registry.image import open_image
 from registry.model import EROFS, TABLES
 from registry.reference import Reference
 from tests.security.test_claimed_identity import assert_never_served

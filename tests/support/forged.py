@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from registry.image import put_index, read_decoded
+from registry.decoded import read_decoded
+from registry.image import put_index
 from registry.layout import Layout
 from registry.model import EROFS, LAYER, OCI_CONFIG, PACK, TABLES, Descriptor, Manifest, manifest_bytes
 from registry.reference import Reference

@@ -14,7 +14,7 @@ from imagebuilder.layer import Workshop
 from imagebuilder.trees import layer_from_tree
 from lazyfs.index.layer import open_tree
 from lazyfs.merge import merge
-from registry.image import read_decoded
+from registry.decoded import read_decoded
 from registry.layout import Layout
 
 

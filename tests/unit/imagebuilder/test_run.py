@@ -21,7 +21,7 @@ from imagebuilder.sandbox import HOST_FILES, Changes, Command
 from imagebuilder.steps import StepResult
 from lazyfs.index.layer import open_tree
 from lazyfs.merge import merge
-from registry.image import read_decoded
+from registry.decoded import read_decoded
 from registry.layout import Layout
 from registry.model import LayerRecord, Manifest
 

@@ -15,7 +15,8 @@ from imagebuilder.trees import layer_from_tree
 from lazyfs.bootcheck import check_boot_pack
 from lazyfs.bootpack import PAGE, BootPackBytes, Page, Run, encode
 from lazyfs.index.tables import TablesReader
-from registry.image import put_boot_pack, read_decoded
+from registry.decoded import read_decoded
+from registry.image import put_boot_pack
 from registry.layout import Layout
 from registry.model import PACK, TABLES, Manifest
 from registry.reference import Reference

@@ -233,7 +233,8 @@ def test_an_image_of_another_kind_is_refused(world: World, there: Layout) -> Non
 
 
 def test_an_index_that_another_encoder_wrote_gets_no_name(world: World, here: Layout, there: Layout) -> None:
-    from registry.image import put_index, read_decoded
+    from registry.decoded import read_decoded
+    from registry.image import put_index
     from registry.model import manifest_bytes
 
     manifest = here.resolve(APP).manifest
