@@ -129,8 +129,8 @@ def _is_large() -> bool:
     """Whether a copy of this process would be a burden: what a fork shares is paid for once one of the two has changed
     it or is gone. A fresh interpreter takes 60 ms, which a client of `run` would wait for.
     """
-    if not sys.executable or not os.path.isfile(sys.executable):
-        return False
+    if not os.path.basename(sys.executable or "").startswith("python"):
+        return False  # it is part of another program, which knows nothing of -c
     with open("/proc/self/statm", "rb") as file:
         _, resident, of_files, *_ = map(int, file.read().split())
     return (resident - of_files) * os.sysconf("SC_PAGE_SIZE") > _LARGE

@@ -1,4 +1,4 @@
-"""Memory of the processes that serve images for a run directory: found by their command line, summed by fair shares.
+"""Memory of the processes that serve images for a run directory: found by their log or their arguments, by fair shares.
 
 A server is a process of its own that outlives the command which started it, so it is in no tree of ours. What several
 processes share counts once (PSS). Pages of files are the page cache's, which the kernel takes back when it wants them:
@@ -29,7 +29,9 @@ class Share:
 
 
 def serving(run_directory: str | os.PathLike[str], *, proc: Path = Path("/proc")) -> list[int]:
-    """Processes with this run directory in their arguments that have one of onesec's names: servers, no clients."""
+    """Processes that have one of onesec's names and a log in this run directory, or it in their arguments: servers and
+    what pushes, no clients. A server has none of the arguments of who started it.
+    """
     wanted = os.fsencode(run_directory)
     found = []
     for entry in proc.iterdir():
@@ -37,9 +39,10 @@ def serving(run_directory: str | os.PathLike[str], *, proc: Path = Path("/proc")
             continue
         try:
             name, words = (entry / "comm").read_text(), (entry / "cmdline").read_bytes().split(b"\0")
+            log = os.readlink(os.fsencode(entry / "fd/2"))
         except OSError:  # it has ended meanwhile
             continue
-        if name.startswith("onesec-") and wanted in words:
+        if name.startswith("onesec-") and (wanted in words or log.startswith(wanted + b"/")):
             found.append(int(entry.name))
     return sorted(found)
 

@@ -17,8 +17,9 @@ sys.stdin.read()
 """
 
 
-def process(proc: Path, pid: int, name: str, *words: str, rollup: str = "") -> None:
-    (proc / str(pid)).mkdir()
+def process(proc: Path, pid: int, name: str, *words: str, log: str = "/dev/null", rollup: str = "") -> None:
+    (proc / str(pid) / "fd").mkdir(parents=True)
+    (proc / str(pid) / "fd/2").symlink_to(log)
     (proc / str(pid) / "comm").write_text(f"{name}\n")
     (proc / str(pid) / "cmdline").write_text("\0".join([*words, ""]))
     (proc / str(pid) / "smaps_rollup").write_text(f"55d0-7ffe ---p 00000000 00:00 0 [rollup]\n{rollup}")
@@ -26,9 +27,9 @@ def process(proc: Path, pid: int, name: str, *words: str, rollup: str = "") -> N
 
 def test_servers_are_those_with_our_run_directory_and_one_of_our_names(tmp_path: Path) -> None:
     (tmp_path / "sys").mkdir()
-    process(tmp_path, 7, "onesec-objects", "python", "--run-dir", "/run/a", "run")
-    process(tmp_path, 30, "onesec-renewer", "python", "--run-dir", "/run/a", "run")
-    process(tmp_path, 31, "onesec-objects", "python", "--run-dir", "/run/ab", "run")  # another place
+    process(tmp_path, 7, "onesec-objects", "onesec-objects", log="/run/a/domains/0/log")
+    process(tmp_path, 30, "onesec-prefill", "python", "--run-dir", "/run/a", "run")
+    process(tmp_path, 31, "onesec-objects", "onesec-objects", log="/run/ab/domains/0/log")  # another place
     process(tmp_path, 32, "python", "python", "--run-dir", "/run/a", "run")  # a client
     assert serving("/run/a", proc=tmp_path) == [7, 30]
 
