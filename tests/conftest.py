@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,6 +20,10 @@ settings.load_profile("onesec")
 """No test depends on how busy the machine is; a failure says how to have it again."""
 
 os.umask(0o022)  # what tests put into images is for all of its users, whatever the caller's is
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    # A job in the background, or of nohup, has it ignored, and would hand that on to what tests interrupt.
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 REQUIRED_BY_REAL = ("crun", "mkfs.erofs", "cc")
 
