@@ -75,6 +75,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
                 _tell(story, served, prefill, options.command, status)
                 return status
         except ContainerError as error:
+            _store(found)  # the image is good: who mends the words of the call need not wait for it again
             if error.status == EXIT_FAILED:
                 raise
             from onesec.cli.main import complain

@@ -175,6 +175,13 @@ def test_a_start_that_fails_leaves_the_image_as_it_was(made: Made) -> None:
     assert made.maker("images", "--json").out == before
 
 
+def test_an_image_that_came_for_a_program_that_it_lacks_stays_here(made: Made, far: Onesec) -> None:
+    done = ran(far, "run", made.name, "/bin/none")
+    assert done.returncode == 127, done.stderr
+    assert json.loads(far("inspect", made.name, "--json").out)["digest"] == made.digest
+    assert far("verify", made.name).status == 0
+
+
 @pytest.mark.parametrize("name", ["me/none:1", "me/start:2", "other/start@sha256:" + "0" * 64])
 def test_what_the_registry_does_not_have_is_one_line(made: Made, far: Onesec, name: str) -> None:
     done = ran(far, "run", f"{made.server.host}/{name}", "/bin/true")
