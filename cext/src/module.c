@@ -2,6 +2,9 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "os_hash.h"
+#include "os_limits.h"
+
 int os_py_add_boot(PyObject *module);
 int os_py_add_chunk_map(PyObject *module);
 int os_py_add_frame(PyObject *module);
@@ -36,6 +39,9 @@ static int (*const PARTS[])(PyObject *) = {
 /* clang-format on */
 
 static int execute(PyObject *module) {
+    uint8_t digest[OS_ID_SIZE];
+    os_blake3("", 0,
+              digest); /* BLAKE3 looks at the processor at its first call, and keeps what it saw without a lock */
     for (size_t at = 0; at < sizeof PARTS / sizeof *PARTS; at++)
         if (PARTS[at](module) < 0)
             return -1;
