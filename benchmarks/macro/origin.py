@@ -86,9 +86,11 @@ def _wait(link: Link, server: subprocess.Popen[bytes], host: str) -> None:
     raise ScenarioError("docker-registry did not start in the origin's namespace")
 
 
-def offer(place: Place, found: Origin, reference: str) -> str:
-    """Puts an image of the place's layout there as it is. Returns its name at the registry."""
-    name = f"{found.host}/{reference}:plain"
+def offer(place: Place, found: Origin, reference: str, *, below: str = "") -> str:
+    """Puts an image of the place's layout there as it is. Returns its name at the registry. below: a first component of
+    the name, and so the trust domain, that several have in common.
+    """
+    name = f"{found.host}/{below}{reference}:plain"
     place.call(found.link.in_origin(place.onesec("push", reference, name)), environment=found.environment)
     return name
 

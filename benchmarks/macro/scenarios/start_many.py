@@ -2,7 +2,7 @@
 takes beside sixteen native processes with everything in the page cache.
 
 Of one image (`start-many`, `start-many-cuda`), and of sixteen that share all layers but one (`start-relatives`): those
-have no boot pack, since nobody profiles sixteen variants of an image.
+have no boot pack, since nobody profiles sixteen variants of an image, and are of one trust domain.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Many:
 
     def _images(self, place: Place, found: Origin, source: sources.Source, starts: int) -> list[str]:
         if self.relatives:
-            return [offer(place, found, one) for one in sources.relatives(place, starts)]
+            return [offer(place, found, one, below="relatives/") for one in sources.relatives(place, starts)]
         fill(place, found, source.reference, source.workload)
         return [f"{found.host}/{source.reference}:boot"] * starts
 
