@@ -78,7 +78,8 @@ def test_a_container_runs_on_the_lazy_tree(onesec: Command, tool: Path, tmp_path
     oci_layout(tmp_path / "oci", tar_of(tree), {"Entrypoint": ["/bin/tool"], "Env": ["FROM_IMAGE=yes"]})
     onesec("import", f"oci:{tmp_path / 'oci'}:t", "-t", "app")
     assert_image(onesec, "app", tree, tmp_path / "mounted")
-    before = Path("/proc/self/mountinfo").read_text()
     done = onesec("run", "app", "exit", "7", status=7)
     assert done.out == ""
-    assert Path("/proc/self/mountinfo").read_text() == before
+    assert (
+        str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    )  # others on the machine may mount what they like
