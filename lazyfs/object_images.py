@@ -217,12 +217,12 @@ class Images:
             raise RefusedError(f"got image {number}, which is not this client's")
         return number
 
-    def prefetch(self, client: Client, number: int, budget: int, fds: Sequence[int]) -> None:
+    def prefetch(self, client: Client, number: int, budget: int, wait_s: float, fds: Sequence[int]) -> None:
         """Nobody waits for it, so whatever is wrong with it is left out."""
         if number in client.images and len(fds) == 1 and budget > 0:
             size = min(os.fstat(fds[0]).st_size, RUNS_MAX)
             with suppress(OSError, OnesecError, ValueError):
-                self._server.prefetch(number, os.pread(fds[0], size, 0), budget)
+                self._server.prefetch(number, os.pread(fds[0], size, 0), budget, wait_s)
 
     def frames(self, client: Client, words: Mapping[str, Any], fds: list[int]) -> None:
         """What a pusher brings answers reads. Of an image whose packs are here it need not: they are as near."""

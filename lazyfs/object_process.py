@@ -24,8 +24,9 @@ Messages are one JSON object in one packet, with descriptors. Of a client:
              of an image whose packs are elsewhere are answered from it. No answer
     pin      image; descriptors of objects, which stay in the kernel's memory with their pages. No answer
     pushed   image: the client is no longer at it. No answer
-    prefetch image, budget (bytes of packs); descriptor: runs of objects (48 bytes each) that go into the store, and
-             then the rest of the same objects, while nobody waits for anything. No answer
+    prefetch image, budget (bytes of packs), wait (seconds until it begins); descriptor: runs of objects (48 bytes
+             each) that go into the store, and then the rest of the same objects, while nobody waits for anything. No
+             answer
     trace    reads are recorded until this client ends
     touches  descriptor to write to: what was read while reads were recorded
     learn    what is read is kept in mind until this client ends, a megabyte at most

@@ -204,7 +204,7 @@ class Server:
             self._images.pin(client, int(words["image"]), fds)
             return None
         if what == "prefetch":
-            self._images.prefetch(client, int(words["image"]), int(words["budget"]), fds)
+            self._images.prefetch(client, int(words["image"]), int(words["budget"]), float(words["wait"]), fds)
             return None
         if what == "frames":
             self._images.frames(client, words, fds)

@@ -61,15 +61,16 @@ class Pushing:
         """This client is no longer at its boot pack."""
         send(self._sock, {"op": "pushed", "image": self._image})
 
-    def prefetch(self, runs: bytes, budget: int) -> None:
+    def prefetch(self, runs: bytes, budget: int, wait_s: float = 0) -> None:
         """Has what a start touches put into the store, and then the rest of the same files, when nobody waits for
         anything. runs: rows of object, offset and length, 48 bytes each. budget: bytes of packs that may be fetched.
+        wait_s: it begins then.
         """
         fd = os.memfd_create("onesec-runs", os.MFD_CLOEXEC)
         with open(fd, "wb") as file:
             file.write(runs)
             file.flush()
-            send(self._sock, {"op": "prefetch", "image": self._image, "budget": budget}, [fd])
+            send(self._sock, {"op": "prefetch", "image": self._image, "budget": budget, "wait": wait_s}, [fd])
 
 
 class Attachment:

@@ -189,10 +189,12 @@ class Ahead:
             out.flush()
             self._order(_STREAM, [file, pack.directory])
 
-    def push(self, attachment: Attachment, connection: int, *, pinned: bool, prefetch: int = 0) -> None:
-        """It may push into the page cache of this mount. prefetch: as for `start`."""
-        words = json.dumps({"image": attachment.number, "pinned": pinned, "prefetch": prefetch}).encode()
-        self._order(_PUSH + words, [attachment.objects, connection, attachment.connection])
+    def push(
+        self, attachment: Attachment, connection: int, *, pinned: bool, prefetch: int = 0, wait_s: float = 0
+    ) -> None:
+        """It may push into the page cache of this mount. prefetch, wait_s: as for `start`."""
+        words = {"image": attachment.number, "pinned": pinned, "prefetch": prefetch, "wait": wait_s}
+        self._order(_PUSH + json.dumps(words).encode(), [attachment.objects, connection, attachment.connection])
 
     def hand_over(self, pack: BootPackFile) -> Prefill:
         """It is a start's from now on."""
@@ -228,13 +230,13 @@ class Ahead:
 
 
 def start(
-    attachment: Attachment, pack: BootPackFile, ahead: Ahead | None = None, *, prefetch: int = 0
+    attachment: Attachment, pack: BootPackFile, ahead: Ahead | None = None, *, prefetch: int = 0, wait_s: float = 0
 ) -> Prefill | None:
     """Has the boot pack pushed by a process. The image stays served as long as it works. None: another start is pushing
     the same pack.
 
     ahead: one that may be streaming this pack already. prefetch: bytes of packs that the server may fetch for its store
-    once all is pushed.
+    wait_s after all is pushed.
     """
     with Ahead() as fresh:
         chosen = ahead if ahead is not None and ahead.streams(pack) else fresh
@@ -245,7 +247,7 @@ def start(
             if how.busy:
                 return None
             budget = prefetch if attachment.origin else 0
-            chosen.push(attachment, how.connection, pinned=how.pinned, prefetch=budget)
+            chosen.push(attachment, how.connection, pinned=how.pinned, prefetch=budget, wait_s=wait_s)
         finally:
             os.close(how.connection)
         return chosen.hand_over(pack)
@@ -313,11 +315,11 @@ def _target(orders: socket.socket) -> Target:
     data, (objects, connection, server) = _order(orders, _PUSH)
     words = json.loads(data)
     line = Pushing(socket.socket(fileno=server), words["image"])
-    budget = int(words["prefetch"])
+    budget, wait_s = int(words["prefetch"]), float(words["wait"])
 
     def after(boot: cext.BootPack) -> None:
         if budget > 0:
-            line.prefetch(runs_of(boot), budget)
+            line.prefetch(runs_of(boot), budget, wait_s)
 
     return Target(objects, connection, line, words["pinned"], after)
 

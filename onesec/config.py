@@ -13,6 +13,7 @@ that ONESEC_CONFIG names), the default. Unknown keys are refused: a setting with
     linger = 600                # seconds that the pages of a container stay served after it, for the next one; 0: none
     cdi = ["/etc/cdi", "/var/run/cdi"]  # where devices are described, for --gpus and --device; the last one wins
     prefetch = "256MiB"         # of packs, fetched after a start for the local store when nobody waits; "0": nothing
+    prefetch-after = 10         # seconds after the boot pack is here until that begins: a start needs the line
     cgroup = "/sys/fs/cgroup/x" # where the servers live that outlast a command; without it: in that of the first
     learn = true                # what a start reads is read ahead of the next one of the same command
     deadline = 120              # seconds that a read waits for bytes that do not come, until it fails; of new servers
@@ -44,6 +45,7 @@ DEFAULT_FILE = "/etc/onesec/onesec.toml"
 LINGER_S = 600.0
 DEADLINE_S = 120.0
 PREFETCH = 256 << 20
+PREFETCH_AFTER_S = 10.0
 CDI_DIRECTORIES = ("/etc/cdi", "/var/run/cdi")
 
 _UNITS = {"": 0, "B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
@@ -70,6 +72,7 @@ class RunSettings(Record):
     deadline_s: float = DEADLINE_S
     cdi: tuple[str, ...] = CDI_DIRECTORIES
     prefetch: int = PREFETCH
+    prefetch_after_s: float = PREFETCH_AFTER_S
     cgroup: str | None = None
     learn: bool = True
 
@@ -153,6 +156,7 @@ def _run_settings(table: _Table) -> RunSettings:
     if not all(os.path.isabs(directory) for directory in cdi):
         table.refuse("cdi", "absolute paths", list(cdi))
     prefetch = table.size("prefetch")
+    after_s = table.seconds("prefetch-after", PREFETCH_AFTER_S)
     learn = table.flag("learn", True)
     cgroup = table.text("cgroup")
     if cgroup is not None and not os.path.isabs(cgroup):
@@ -160,7 +164,9 @@ def _run_settings(table: _Table) -> RunSettings:
     table.finish()
     profile = None if seccomp is None else _absolute(seccomp)
     prefetch = PREFETCH if prefetch is None else prefetch
-    return RunSettings(runtime, cast(Scratch, scratch), profile, linger_s, deadline_s, cdi, prefetch, cgroup, learn)
+    return RunSettings(
+        runtime, cast(Scratch, scratch), profile, linger_s, deadline_s, cdi, prefetch, after_s, cgroup, learn
+    )
 
 
 def _store_limits(table: _Table) -> StoreLimits:

@@ -89,7 +89,8 @@ def prefilled(served: ServedImage, ahead: Ahead | None = None) -> Iterator[Prefi
         if pack is None:
             yield None
             return
-        prefill = start(served.attachment, pack, ahead, prefetch=served.config.run.prefetch)
+        run = served.config.run
+        prefill = start(served.attachment, pack, ahead, prefetch=run.prefetch, wait_s=run.prefetch_after_s)
         try:
             yield prefill
         finally:

@@ -27,14 +27,14 @@ class Lesson:
         """The command has ended. What it read besides is kept, and its chunks are fetched for the store."""
         if 0 < status <= _SIGNALS:
             return  # a command that fails is not how the image starts
-        attachment, budget = self._served.attachment, self._served.config.run.prefetch
+        attachment, settings = self._served.attachment, self._served.config.run
         try:
             read = learned.runs_of(attachment.learned())
             runs = learned.joined(self._known, read)
             if len(runs) > len(self._known):
                 learned.save(self._path, runs)
-                if attachment.origin and budget > 0:
-                    attachment.pushing.prefetch(learned.rows_of(runs), budget)
+                if attachment.origin and settings.prefetch > 0:
+                    attachment.pushing.prefetch(learned.rows_of(runs), settings.prefetch, settings.prefetch_after_s)
         except (OSError, OnesecError) as error:
             self._note(f"{self._path}: this start is not learned from: {error}")
 

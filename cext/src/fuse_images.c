@@ -106,7 +106,7 @@ os_spans *os_fuse_server_spans(os_fuse_server *server) {
 }
 
 os_code os_fuse_server_prefetch(os_fuse_server *server, uint64_t id, const os_warm_run *runs, size_t count,
-                                uint64_t budget, os_failure *failure) {
+                                uint64_t budget, uint64_t wait_ns, os_failure *failure) {
     os_image *image = NULL;
     pthread_mutex_lock(&server->lock);
     for (size_t at = 0; at < server->images && image == NULL; at++)
@@ -120,7 +120,7 @@ os_code os_fuse_server_prefetch(os_fuse_server *server, uint64_t id, const os_wa
                        (unsigned long long)id);
     os_code code = OS_OK;
     if (server->warm != NULL && budget > 0)
-        code = os_warm_add(server->warm, image, runs, count, budget, failure);
+        code = os_warm_add(server->warm, image, runs, count, budget, wait_ns, failure);
     os_image_drop(image, server->options.env);
     return code;
 }

@@ -108,10 +108,10 @@ os_code os_fuse_server_store(os_fuse_server *server, const uint8_t object[OS_ID_
                              const void *data, size_t size, size_t *stored, os_failure *failure);
 
 /* Puts the chunks of an image that a start touches into the store, and then the rest of their objects, while nobody
- * waits for anything. runs: copied. budget: bytes of packs. OS_MISSING: no such image. Nothing, without a store or a
- * fetcher's memory. */
+ * waits for anything, and wait_ns from now at the earliest. runs: copied. budget: bytes of packs. OS_MISSING: no such
+ * image. Nothing, without a store or a fetcher's memory. */
 os_code os_fuse_server_prefetch(os_fuse_server *server, uint64_t id, const os_warm_run *runs, size_t count,
-                                uint64_t budget, os_failure *failure);
+                                uint64_t budget, uint64_t wait_ns, os_failure *failure);
 
 /* Reads are recorded from now on, or no more and what was recorded is forgotten. */
 void os_fuse_server_record(os_fuse_server *server, bool on);

@@ -3,7 +3,9 @@
  * One of its own, made with the first order. It takes one order after the other and one chunk after the other: wants
  * the chunk's spans as a prefetch, waits until they are here, reads the chunk as any reader would, and puts it into the
  * store. So there is one span in the air at a time, or two where a frame lies across their border; and before each it
- * waits until no demand is on its way. It may wait for the store's writer, since nobody waits for it.
+ * waits until no demand is on its way. It may wait for the store's writer, since nobody waits for it. An order begins
+ * when its time has come: a start that reads everything out of the page cache shows no demand, and still needs the line
+ * and the processors.
  *
  * warm->lock guards the list of orders, `stopping` and the counts; it is a leaf. An order holds its image: what was
  * detached meanwhile is finished all the same, as long as the server lives, because the next start is who profits.
@@ -20,14 +22,16 @@
 #include "os_image_parts.h"
 #include "os_shelf.h"
 
-#define TICK_NS UINT64_C(20000000)
-#define PATIENCE_NS UINT64_C(30000000000) /* for one chunk; then the order is given up */
+#define SECOND_NS UINT64_C(1000000000)
+#define TICK_NS (SECOND_NS / 50)
+#define PATIENCE_NS (30 * SECOND_NS) /* for one chunk; then the order is given up */
 
 typedef struct order {
     struct order *next;
-    os_image *image; /* held */
-    uint64_t left;   /* of the budget */
-    uint8_t *done;   /* owned, a bit for each chunk: what was put is not in the map at once. NULL until its turn */
+    os_image *image;   /* held */
+    uint64_t left;     /* of the budget */
+    uint64_t begin_ns; /* not before that */
+    uint8_t *done;     /* owned, a bit for each chunk: what was put is not in the map at once. NULL until its turn */
     size_t count;
     os_warm_run run[];
 } order;
@@ -52,16 +56,21 @@ struct os_warm {
 
 /* ---------------------------------------------------------------------- waiting */
 
-/* Whether to go on. */
-static bool wait_a_tick(os_warm *warm) {
+/* Or until something changed; with the lock. */
+static void wait_locked(os_warm *warm, uint64_t ns) {
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += (long)TICK_NS;
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
-    pthread_mutex_lock(&warm->lock);
+    ns += (uint64_t)until.tv_nsec;
+    until.tv_sec += (time_t)(ns / SECOND_NS);
+    until.tv_nsec = (long)(ns % SECOND_NS);
     if (!warm->stopping)
         pthread_cond_timedwait(&warm->changed, &warm->lock, &until);
+}
+
+/* Whether to go on. */
+static bool wait_a_tick(os_warm *warm) {
+    pthread_mutex_lock(&warm->lock);
+    wait_locked(warm, TICK_NS);
     bool on = !warm->stopping;
     pthread_mutex_unlock(&warm->lock);
     return on;
@@ -234,6 +243,27 @@ static void end_order(os_warm *warm, order *it) {
     warm->env->release(warm->env->context, it);
 }
 
+/* Takes the first order that may begin out of the list; NULL after having waited for one. With the lock. */
+static order *next_order(os_warm *warm) {
+    if (warm->first == NULL) {
+        pthread_cond_wait(&warm->changed, &warm->lock);
+        return NULL;
+    }
+    const uint64_t now = warm->env->monotonic_ns(warm->env->context);
+    uint64_t soonest = UINT64_MAX;
+    for (order **at = &warm->first; *at != NULL; at = &(*at)->next) {
+        order *it = *at;
+        if (it->begin_ns <= now) {
+            *at = it->next;
+            return it;
+        }
+        if (it->begin_ns < soonest)
+            soonest = it->begin_ns;
+    }
+    wait_locked(warm, soonest - now);
+    return NULL;
+}
+
 static void *warm_main(void *argument) {
     os_warm *warm = argument;
     os_failure failure;
@@ -244,16 +274,13 @@ static void *warm_main(void *argument) {
     bool able = warm->chunk != NULL && os_reader_init(&warm->reader, warm->env, &failure) == OS_OK;
     pthread_mutex_lock(&warm->lock);
     while (!warm->stopping) {
-        order *it = warm->first;
-        if (it == NULL) {
-            pthread_cond_wait(&warm->changed, &warm->lock);
+        order *it = next_order(warm);
+        if (it == NULL)
             continue;
-        }
         pthread_mutex_unlock(&warm->lock);
         if (able)
             keep_order(warm, it);
         pthread_mutex_lock(&warm->lock);
-        warm->first = it->next;
         warm->count.orders--;
         pthread_mutex_unlock(&warm->lock);
         end_order(warm, it);
@@ -283,14 +310,15 @@ os_code os_warm_make(const os_warm_options *options, os_warm **out, os_failure *
 }
 
 os_code os_warm_add(os_warm *warm, os_image *image, const os_warm_run *runs, size_t count, uint64_t budget,
-                    os_failure *failure) {
+                    uint64_t wait_ns, os_failure *failure) {
     const os_env *env = warm->env;
     if (count > OS_WARM_RUNS_MAX)
         return os_fail(failure, OS_LIMIT, "prefetch: got %zu runs, want at most %u", count, OS_WARM_RUNS_MAX);
     order *it = env->allocate(env->context, sizeof *it + count * sizeof it->run[0]);
     if (it == NULL)
         return os_fail(failure, OS_MEMORY, "prefetch: got no memory");
-    *it = (order){.image = image, .left = budget, .count = count};
+    const uint64_t begin = env->monotonic_ns(env->context) + wait_ns;
+    *it = (order){.image = image, .left = budget, .begin_ns = begin, .count = count};
     if (count > 0)
         memcpy(it->run, runs, count * sizeof it->run[0]);
     os_code code = OS_OK;

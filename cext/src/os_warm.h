@@ -39,9 +39,10 @@ void os_warm_free(os_warm *warm); /* stopped; may be NULL */
 
 /* The functions below: any thread. */
 
-/* runs: copied. budget: bytes of packs, compressed. The image is held until it is done. OS_LIMIT: too much at once. */
+/* runs: copied. budget: bytes of packs, compressed. wait_ns: it begins then. The image is held until it is done.
+ * OS_LIMIT: too much at once. */
 os_code os_warm_add(os_warm *warm, os_image *image, const os_warm_run *runs, size_t count, uint64_t budget,
-                    os_failure *failure);
+                    uint64_t wait_ns, os_failure *failure);
 void os_warm_wake(os_warm *warm); /* bytes came, or nobody waits any more */
 void os_warm_statistics_of(os_warm *warm, os_warm_statistics *out);
 

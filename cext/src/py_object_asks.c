@@ -89,16 +89,20 @@ PyObject *os_py_object_store_page(PyObject *object, PyObject *args) {
 PyObject *os_py_object_prefetch(PyObject *object, PyObject *args) {
     object_server *self = (object_server *)object;
     unsigned long long id, budget;
+    double wait = 0;
     Py_buffer runs;
     os_failure failure = {0};
-    if (!PyArg_ParseTuple(args, "Ky*K:prefetch", &id, &runs, &budget))
+    if (!PyArg_ParseTuple(args, "Ky*K|d:prefetch", &id, &runs, &budget, &wait))
         return NULL;
     size_t count = (size_t)runs.len / sizeof(os_warm_run);
     if (os_py_object_is_closed(self)) {
         /* it has raised */
     } else if (count * sizeof(os_warm_run) != (size_t)runs.len) {
         PyErr_Format(PyExc_ValueError, "runs: got %zd bytes, want %zu for each", runs.len, sizeof(os_warm_run));
-    } else if (os_fuse_server_prefetch(self->server, id, runs.buf, count, budget, &failure) != OS_OK) {
+    } else if (!(wait >= 0 && wait <= 86400)) {
+        PyErr_SetString(PyExc_ValueError, "wait: want seconds, 0 to 86400");
+    } else if (os_fuse_server_prefetch(self->server, id, runs.buf, count, budget, (uint64_t)(wait * 1e9), &failure) !=
+               OS_OK) {
         os_py_raise(&failure);
     }
     PyBuffer_Release(&runs);

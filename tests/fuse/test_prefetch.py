@@ -174,6 +174,14 @@ def test_it_ends_with_the_server(objects: ObjectSet, origin: Origin, store: cext
         gate.set()
 
 
+def test_what_may_begin_is_not_behind_what_may_not_yet(objects: ObjectSet, origin: Origin, store: cext.Store) -> None:
+    with remote(objects, origin, store=store) as found:
+        found.served.server.prefetch(1, runs(objects, ("warm", 0, SPAN)), ALL, 86400)
+        found.served.server.prefetch(1, runs(objects, ("small", 0, 3000)), ALL)
+        eventually(lambda: found.served.count("prefetching") == 1)
+        assert found.served.count("prefetched_chunks") == len(chunks(objects, "small"))
+
+
 def test_nonsense_is_left_out(objects: ObjectSet, origin: Origin, store: cext.Store) -> None:
     with remote(objects, origin, store=store) as found:
         server = found.served.server

@@ -26,7 +26,7 @@ def host(directory: Path, settings: str) -> Far:
 @pytest.mark.usefixtures("real_machine")
 def test_a_start_without_pages_needs_no_network(tmp_path: Path) -> None:
     with docker_registry(tmp_path / "registry") as server:
-        settings = server.settings() + "[run]\nlinger = 600\ndeadline = 300\n"
+        settings = server.settings() + "[run]\nlinger = 600\ndeadline = 300\nprefetch-after = 0\n"
         maker = host(tmp_path / "maker", settings).onesec
         image = shell_image(tmp_path, files={"srv/hello": b"hello\n" * 3000, "srv/other": os.urandom(1 << 20)})
         name = f"{server.host}/me/app:1"

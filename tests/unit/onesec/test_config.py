@@ -27,6 +27,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
     runtime = "runc"
     scratch = "memory"
     prefetch = "1 MiB"
+    prefetch-after = 2.5
     learn = false
     [store]
     quota = "20GiB"
@@ -38,7 +39,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
     """
     config = load(write(tmp_path, text))
     assert (config.run.runtime, config.run.scratch, config.run.prefetch) == ("runc", "memory", 1 << 20)
-    assert not config.run.learn
+    assert (config.run.prefetch_after_s, config.run.learn) == (2.5, False)
     assert config.store == StoreLimits(20 << 30, 512 << 20)
     assert config.registries == {"localhost:5000": RegistrySettings(True, Path("/ca.pem"), ("m.example",))}
 
@@ -50,6 +51,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         ("root = 1", "root: got 1, want a string"),
         ("[run]\nscratch = 'tape'", "run.scratch: got 'tape', want disk or memory"),
         ("[run]\nprefetch = 'all'", "run.prefetch: got 'all', want a size like 20GiB"),
+        ("[run]\nprefetch-after = -1", "run.prefetch-after: got -1, want seconds, 0 to 86400"),
         ("[run]\nx = 1", "run.x: no such setting"),
         ("[store]\nquota = 20", "store.quota: got 20, want a string"),
         ("[store]\nquota = '20GB'", "store.quota: got '20GB', want a size like 20GiB"),
