@@ -358,17 +358,22 @@ def test_a_descriptor_without_access_keeps_an_objects_pages(made: Made, served: 
             return cached(fd)
 
     whole = -(-len(LARGE) // 4096)
-    with closing(os.open(path, os.O_PATH | os.O_CLOEXEC, dir_fd=served.tree)):
-        assert served.read(made.objects, "large") == LARGE
-        for _ in range(2):
+
+    def after_drops() -> int:
+        for _ in range(5):  # one alone may find the inode in use
             drop_caches()
-        assert pages() == whole
-    for _ in range(5):
-        drop_caches()
-        if pages() == 0:
-            break
-    else:
-        raise AssertionError("without it they stay too: then the pins are for nothing")
+            if (left := pages()) == 0:
+                break
+        return left
+
+    # The kernel may take pages whenever it needs memory, and others may drop them: most of them, in one try of three.
+    with closing(os.open(path, os.O_PATH | os.O_CLOEXEC, dir_fd=served.tree)):
+        for _ in range(3):
+            assert served.read(made.objects, "large") == LARGE
+            if (kept := after_drops()) > whole // 2:
+                break
+        assert kept > whole // 2
+    assert after_drops() == 0, "without it they stay too: then the pins are for nothing"
 
 
 def test_one_connection_has_as_many_mounts_as_it_is_asked_for(made: Made) -> None:
