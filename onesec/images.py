@@ -173,8 +173,10 @@ def found_image(
             nonlocal stored
             if not stored:
                 stored = True
-                brought.store()
-                stack.close()
+                try:
+                    brought.store()
+                finally:
+                    stack.close()  # also on a full disk: gc, which helps, waits for whoever is at it
 
         yield Found(brought.image, brought.places, store)
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cext.record import replace
+from onesec import start
 from onesec.config import Config, RegistrySettings, load
 from onesec.images import found_image
 from registry.errors import MissingImageError, NotThereError
+from registry.layout import Layout
 from tests.support.fake_registry import FakeRegistry
 
 
@@ -32,3 +39,30 @@ def test_an_image_that_its_registry_does_not_have_leaves_nothing(config: Config)
     left = sorted(path.name for path in (Path(config.root) / "images").rglob("*") if path.is_file())
     assert left == ["index.json", "oci-layout"]
     assert list((Path(config.root) / "images/blobs").iterdir()) == [Path(config.root) / "images/blobs/sha256"]
+
+
+def test_an_image_that_cannot_be_stored_does_not_keep_gc_out_for_as_long_as_its_container_runs(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Brought:
+        image, places = None, ()
+
+        def store(self) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    under_way: list[bool] = []
+
+    @contextmanager
+    def bringing(*_: Any) -> Iterator[Brought]:
+        under_way.append(True)
+        with Layout.open(config.root).writing():
+            yield Brought()
+        under_way.pop()
+
+    monkeypatch.setattr(start, "bringing", bringing)
+    with found_image("far.example/me/app:1", config) as found:
+        assert under_way == [True]
+        with pytest.raises(OSError, match="No space left"):
+            found.store()
+        assert under_way == []
+        found.store()  # told once
