@@ -37,8 +37,13 @@ class KeptProcess:
         child = os.fork()
         if child == 0:
             self._be()
+        try:
+            self._pidfd = os.pidfd_open(child)
+        except OSError:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise
         self._child = child
-        self._pidfd = os.pidfd_open(child)
         self._started = time.monotonic()
 
     def run(self, fd: int) -> None:
@@ -55,7 +60,15 @@ class KeptProcess:
             if self._pidfd >= 0:
                 self._bury()
             else:
-                self.start()
+                self._start_again()
+
+    def _start_again(self) -> None:
+        """Nothing may end the keeper while it is needed, not even that there is no room for another process."""
+        try:
+            self.start()
+        except OSError as error:
+            self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
+            log(f"{self._what}: not started: {error.strerror}; once more a little later")
 
     def _be(self) -> NoReturn:
         status = 1

@@ -32,6 +32,13 @@ def body():
 
 kept = KeptProcess(body, "child")
 kept.start()
+if sys.argv[2] == "no room":
+    real, failures = os.fork, [OSError(11, "Resource temporarily unavailable")] * 2
+    def fork():
+        if failures:
+            raise failures.pop()
+        return real()
+    os.fork = fork
 kept.run(0)
 """
 
@@ -104,3 +111,18 @@ def test_a_child_that_ends_at_once_is_started_later_each_time() -> None:
         lines = process.stderr.read().splitlines()
     assert len(lines) >= 3
     assert set(lines) == {"child: ended with 3; another one is started"}
+
+
+def test_a_host_without_room_for_another_process_is_asked_again() -> None:
+    with keeper("no room") as process:
+        child, _ = next_child(process)
+        os.kill(child, signal.SIGKILL)
+        assert next_child(process)[0] != child
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(PATIENCE_S) == 0
+        assert process.stderr is not None
+        assert process.stderr.read().splitlines() == [
+            "child: ended with -9; another one is started",
+            *["child: not started: Resource temporarily unavailable; once more a little later"] * 2,
+        ]
