@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cext.errors import UsageError
+from cext.errors import OnesecError, UsageError
 from onesec.config import Config
 
 
@@ -35,8 +35,7 @@ def _one(directory: str, config: Config) -> int:
 
 
 def _all(config: Config) -> int:
-    """One that is in use does not keep the others; the status says that it stayed."""
-    from lazyfs.errors import MountError
+    """One that is in use, or that cannot be undone here, does not keep the others; the status says that it stayed."""
     from lazyfs.lingering import end_lingering
     from lazyfs.mount_records import MountRecords
     from lazyfs.mount_table import unmount
@@ -50,7 +49,7 @@ def _all(config: Config) -> int:
         for record in sorted(records.all(), key=lambda one: one.target.count("/"), reverse=True):
             try:
                 unmount(record.target)
-            except MountError as error:
+            except OnesecError as error:
                 complain(str(error), error.hint)
                 status = 1
         records.prune()
