@@ -19,6 +19,7 @@ from registry.proxies import proxies_for
 from registry.request import BUNDLES, CONNECT_SECONDS, SILENCE_SECONDS, Body, Request, Response
 
 _ENCODED = (None, "identity")
+_BLANKS = " \t\r"
 _MARK = "-----BEGIN CERTIFICATE-----"
 _live: weakref.WeakSet[ThinTransport]
 
@@ -38,7 +39,7 @@ class ThinTransport:
         self._environment = environment
         self._patience = {"connect": connect, "silent": silence}
         self._trusted: dict[str, str] = {}
-        self._system = environment.get("SSL_CERT_FILE")
+        self._system = environment.get("SSL_CERT_FILE") or None
         self._getter = Getter(authorities=self._system, connect=connect, silence=silence)
         self.loop = Loop(self._getter.wait)
         _live.add(self)
@@ -160,13 +161,13 @@ class _Answer:
             raise self._transport.failure(self._host, end, error, words)
         self.status = status
         last = ""
-        for line in head.decode("latin-1").splitlines()[1:]:
+        for line in head.decode("latin-1").split("\n")[1:]:  # splitlines knows ends of lines that HTTP does not
             name, colon, value = line.partition(":")
             if line[:1] in (" ", "\t") and last:  # folded, as nobody may any more
-                self._headers[last][-1] += f" {line.strip()}"
+                self._headers[last][-1] += f" {line.strip(_BLANKS)}"
             elif colon:
-                last = name.strip().lower()
-                self._headers.setdefault(last, []).append(value.strip())
+                last = name.strip(_BLANKS).lower()
+                self._headers.setdefault(last, []).append(value.strip(_BLANKS))
 
     def header(self, name: str) -> str | None:
         lines = self._headers.get(name)

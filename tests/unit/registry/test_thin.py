@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,40 @@ def test_a_header_that_would_be_two_is_never_sent() -> None:
         with pytest.raises(RegistryError, match="request failed"):
             get(transport, f"http://{registry.host}/v2/", {"authorization": "Basic x\r\nHost: other"})
         assert registry.requests == []
+
+
+@pytest.mark.parametrize("control", ["\x0b", "\x0c", "\x1c", "\x85"])
+def test_a_control_character_in_a_header_begins_no_other(control: str) -> None:
+    """Who can put words into one header of an answer, a tag for example, must not get another by it."""
+
+    def talk(sock: socket.socket) -> None:
+        sock.recv(1 << 14)
+        sock.sendall(f"HTTP/1.1 200 OK{control}X-A: b\r\nX-B: c{control}X-C: d\r\n\r\n".encode("latin-1"))
+
+    async def work(transport: ThinTransport, url: str) -> tuple[str | None, ...]:
+        async with transport.send(Request("GET", url)) as answer:
+            return tuple(answer.header(name) for name in ("x-a", "x-b", "x-c"))
+
+    host, thread = answering(talk)
+    with ThinTransport({}, {}) as transport:
+        found = transport.loop.run(work(transport, f"http://{host}/"))
+    thread.join()
+    assert found == (None, f"c{control}X-C: d", None)
+
+
+def test_an_empty_ssl_cert_file_names_none(certificate: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+
+    def talk(sock: socket.socket) -> None:
+        with suppress(OSError), context.wrap_socket(sock, server_side=True):
+            pass
+
+    host, thread = answering(talk)
+    untrusted = pytest.raises(UnreachableError, match="its certificate is not trusted")
+    with ThinTransport({}, {"SSL_CERT_FILE": ""}) as transport, untrusted:
+        get(transport, f"https://{host}/")
+    thread.join()
 
 
 def test_a_proxy_of_the_environment_is_asked() -> None:
