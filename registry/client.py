@@ -331,10 +331,22 @@ class Repository:
         return found
 
     async def known_sources(self) -> list[Location]:
-        """The same without asking anybody: of the hosts that have answered, with what they accepted."""
-        now = self._clock()
-        answered = [session for session in (*self._mirrors, self.session) if session.answered]
-        return [self._source(session, await session.authorization(self._scope), now) for session in answered]
+        """The same without asking anybody but for tokens: of the hosts that have answered, with what they accepted."""
+        found: list[Location] = []
+        failure: RegistryError | None = None
+        for session in (*self._mirrors, self.session):
+            if not session.answered:
+                continue
+            asked = self._clock()
+            try:
+                sent = await session.authorization(self._scope)
+            except RegistryError as error:  # it has answered that it does not let us in
+                failure = error
+                continue
+            found.append(self._source(session, sent, asked))
+        if failure is not None and not found:
+            raise failure
+        return found
 
     def _source(self, session: Session, sent: Send, asked: float) -> Location:
         headers = {} if sent.authorization is None else {"authorization": sent.authorization}

@@ -407,6 +407,22 @@ def test_sources_that_answered_are_known_without_another_request(world: World) -
     assert world.now < found.renew_at < found.expires_at
 
 
+def test_a_mirror_that_lets_nobody_in_is_no_known_source_and_costs_no_start(world: World) -> None:
+    with FakeRegistry() as mirror:
+        mirror.users = {"somebody": "else"}
+        world.others[mirror.host] = HostSettings(plain_http=True)
+        world.mirrors = (mirror.host,)
+        world.image()
+
+        async def work(repository: Repository) -> list[Location]:
+            await repository.resolve()
+            return await repository.known_sources()
+
+        (found,) = world.call(work)
+        assert mirror.requests != []
+    assert found.url.startswith(f"http://{world.registry.host}/v2/")
+
+
 def test_a_mirror_that_is_not_there_is_asked_once(world: World) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
