@@ -21,6 +21,7 @@ import select
 import signal
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -314,7 +315,9 @@ def _ordered(orders: socket.socket) -> BootPackFile:
 def _target(orders: socket.socket) -> Target:
     data, (objects, connection, server) = _order(orders, _PUSH)
     words = json.loads(data)
-    line = Pushing(socket.socket(fileno=server), words["image"])
+    sock = socket.socket(fileno=server)
+    threading.Thread(target=_end_with, args=(sock,), daemon=True).start()
+    line = Pushing(sock, words["image"])
     budget, wait_s = int(words["prefetch"]), float(words["wait"])
 
     def after(boot: cext.BootPack) -> None:
@@ -322,6 +325,16 @@ def _target(orders: socket.socket) -> Target:
             line.prefetch(runs_of(boot), budget, wait_s)
 
     return Target(objects, connection, line, words["pinned"], after)
+
+
+def _end_with(server: socket.socket) -> None:
+    """A look-up in the mount of a dead server is answered only when the kernel ends the connection, which it does not
+    while we hold a descriptor of it: we would wait for ourselves, and every container of the mount with us.
+    """
+    gone = select.poll()
+    gone.register(server.fileno(), 0)
+    gone.poll()
+    os._exit(0)
 
 
 def runs_of(boot: cext.BootPack) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
@@ -204,6 +205,32 @@ def test_a_pusher_that_dies_is_followed_by_the_next_start_although_its_client_li
             pusher.stop()
         assert report is not None
         assert report.stored == pack.total
+
+
+def test_a_pusher_does_not_outlive_the_server_whose_connection_it_holds(made: ObjectSet, tmp_path: Path) -> None:
+    """It would wait for the answer to a look-up for ever, and with it whoever uses the mount: the kernel ends a
+    connection when nobody has a descriptor of it any more.
+    """
+    _, pack = profiled(made, tmp_path)
+    with (
+        opened(made) as image,
+        attached(image, tmp_path) as attachment,
+        boot_file(pack, tmp_path / "pack") as file,
+        prefill.Ahead() as ahead,
+    ):
+        ahead.fork(file)
+        server = attachment.statistics()["process"]
+        how = attachment.boot(file.digest, ahead.report_pipe)
+        os.kill(server, signal.SIGSTOP)  # it answers no look-up
+        ahead.push(attachment, how.connection, pinned=True)  # a look-up comes before any message
+        os.close(how.connection)
+        os.kill(server, signal.SIGKILL)
+        ended = select.poll()
+        ended.register(ahead.report_pipe, 0)
+        assert ended.poll(PATIENCE_S * 1000), "its end of the pipe is closed"
+        with pytest.raises(OSError) as caught:
+            os.stat(made.path("small"), dir_fd=attachment.objects)
+        assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 def is_busy(attachment: Attachment, digest: str) -> bool:
