@@ -6,6 +6,12 @@
 /* How long one READ waits for frames that seem to be next, however the file grows: then it goes its ordinary way, with
  * most of its deadline left. At 100 Mbit/s what is next comes in less than two seconds. */
 #define PATIENCE_NS UINT64_C(5000000000)
+#define PATIENCE_PART 4u /* of a short deadline, too */
+
+static uint64_t patience(const os_fuse_server *server) {
+    uint64_t part = server->options.deadline_ns / PATIENCE_PART;
+    return part < PATIENCE_NS ? part : PATIENCE_NS;
+}
 
 os_code os_fuse_server_add_boot(os_fuse_server *server, int fd, size_t head_size, const uint8_t head_digest[OS_ID_SIZE],
                                 uint64_t *id, os_failure *failure) {
@@ -71,7 +77,7 @@ os_boot_found os_fuse_from_boot(os_fuse_worker *self, const os_node *node, os_as
     }
     if (found == OS_BOOT_COMING) {
         if (ask->frames_until == 0)
-            ask->frames_until = now + PATIENCE_NS;
+            ask->frames_until = now + patience(server);
         if (now >= ask->frames_until)
             found = OS_BOOT_NOT_HERE;
     }

@@ -82,7 +82,8 @@ static os_boot_found look(os_boot_reads *self, uint64_t end) {
         self->length = length;
         self->grown = now;
     }
-    bool grows = now - self->grown < OS_BOOT_READS_STALL_NS;
+    /* Another thread may have looked at its clock, and seen the file grow, after we looked at ours. */
+    bool grows = now <= self->grown || now - self->grown < OS_BOOT_READS_STALL_NS;
     pthread_mutex_unlock(&self->lock);
     if (length >= end)
         return OS_BOOT_HERE;
