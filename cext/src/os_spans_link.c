@@ -81,10 +81,17 @@ static os_span *flying(os_spans *spans, uint64_t ticket) {
     return NULL;
 }
 
+/* What the fetcher before this one left on the socket the new one has heard, too: a want that nobody counts on any more
+ * would keep its slot for as long as its origin is away. */
 static void take_all_back(os_spans *spans) {
-    for (unsigned at = 0; at < OS_SLOTS; at++)
-        if (spans->slot[at] != NULL && spans->slot[at]->state == FLYING)
-            os_spans_take_back(spans, spans->slot[at]);
+    for (unsigned at = 0; at < OS_SLOTS; at++) {
+        os_span *it = spans->slot[at];
+        if (it == NULL || it->state != FLYING)
+            continue;
+        if (spans->sock >= 0)
+            os_spans_tell(spans, it, OS_LINK_CANCEL);
+        os_spans_take_back(spans, it);
+    }
 }
 
 /* Lock held. Whether those who wait for a span have to look again; then *what is a copy of it. */

@@ -115,6 +115,34 @@ def test_a_fetcher_that_lies_makes_reads_wait_and_never_read_wrong(objects: Obje
             assert served.count("rejected") >= 1
 
 
+def test_a_new_fetcher_is_told_to_leave_what_the_one_before_it_was_asked_for(objects: ObjectSet) -> None:
+    """It finds those wants on the socket: were they to last, as with an origin that is away, so would their slots."""
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        origin = stack.enter_context(origin_serving())
+        origin.add_directory(objects.packs)
+        memory = stack.enter_context(slots())
+        served = stack.enter_context(serving(memory=memory))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            ours.settimeout(PATIENCE_S)
+            assert served.server.link(theirs.fileno())
+            theirs.close()
+            Remote(served, stack.enter_context(Fetcher()), memory).add(objects)
+            ours.send(answer(HELLO, 1, 0))
+            waits = pool.submit(served.read, objects, "file")
+            kind, slot, old, *_ = WANT.unpack(ours.recv(1 << 16))
+            assert kind == ASK
+            ours.send(answer(HELLO, 1, 0))
+            told: list[tuple[int, int, int]] = []
+            while (ASK, slot) not in [(kind, at) for kind, at, _ in told]:
+                kind, at, ticket, *_ = WANT.unpack(ours.recv(1 << 16))
+                told.append((kind, at, ticket))
+            assert (CANCEL, slot, old) in told
+        with linked(served.server, memory, origin):
+            assert waits.result(PATIENCE_S) == CONTENT
+
+
 def test_memory_that_could_shrink_under_the_server_is_refused(tmp_path: Path) -> None:
     plain = os.memfd_create("plain", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
