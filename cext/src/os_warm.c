@@ -100,8 +100,10 @@ static os_answer fetch(os_warm *warm, order *it, uint32_t part, const os_piece *
     os_failure failure = {0};
     for (;;) {
         bool on = goes_on(warm);
-        while (on && os_spans_busy(warm->options.spans))
+        while (on && os_spans_busy(warm->options.spans)) { /* that long it does not wait for its packs */
             on = wait_a_tick(warm);
+            began = warm->env->monotonic_ns(warm->env->context);
+        }
         if (!on)
             return OS_ANSWER_PENDING;
         os_answer answer = os_image_want_ahead(it->image, warm->row, warm->starts, from, to, &warm->reader,
