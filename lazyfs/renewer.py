@@ -50,7 +50,8 @@ _ORIGINS_MAX = 1024
 _SOURCES_EACH = 8
 _AGAIN_S, _AGAIN_MAX_S = 0.25, 15.0  # between two tries to get credentials that are refused
 _RESTART_S, _RESTART_MAX_S = 0.125, 15.0
-_PING_S, _PONG_S = 5.0, 10.0  # between two pings; a fetcher that takes longer to answer one hangs
+_PING_S = 5.0  # between two pings
+_PONG_S, _PONG_MAX_S = 10.0, 160.0  # a fetcher that takes longer to answer one hangs
 
 
 @dataclass(slots=True)
@@ -103,6 +104,7 @@ class _Renewer:
         self._started = 0.0
         self._ping_at = math.inf  # when the next ping is due
         self._hangs_at = math.inf  # when the one that is out should long have been answered
+        self._patience_s = _PONG_S  # twice as long after each that was killed: it may be the host that is slow
         self._wanted: queue.SimpleQueue[tuple[int, Mapping[str, Any]]] = queue.SimpleQueue()
         self._got: queue.SimpleQueue[tuple[int, list[Credentials] | str]] = queue.SimpleQueue()
         self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -117,7 +119,7 @@ class _Renewer:
         if child == 0:
             become_fetcher(theirs.fileno(), self._link, self._memory)
         theirs.close()
-        ours.settimeout(_PONG_S)  # one that does not read must not stop us
+        ours.settimeout(self._patience_s)  # one that does not read must not stop us
         self._child = child
         self._started = time.monotonic()
         self._ping_at, self._hangs_at = self._started + _PING_S, math.inf
@@ -128,9 +130,16 @@ class _Renewer:
             self._tell_origin(number, origin)
 
     def _tell(self, words: Mapping[str, Any]) -> None:
-        if self._lines is not None:
-            with suppress(OSError):  # it is gone; the next one is told all of it
-                self._lines.sendall(json.dumps(words).encode() + b"\n")
+        if self._lines is None:
+            return
+        try:
+            self._lines.sendall(json.dumps(words).encode() + b"\n")
+        except TimeoutError:  # it has half a line, and every further one would be waited for as long
+            self._lines.close()
+            self._lines = None
+            self._hangs_at = 0.0
+        except OSError:
+            pass  # it is gone; the next one is told all of it
 
     def _tell_origin(self, number: int, origin: _Origin) -> None:
         now = time.monotonic()
@@ -161,6 +170,7 @@ class _Renewer:
                 self._renew(source)
             if "pong" in words:
                 self._ping_at, self._hangs_at = time.monotonic() + _PING_S, math.inf
+                self._patience_s = max(self._patience_s / 2, _PONG_S)
             if "statistics" in words:
                 for client in self._asking:
                     self._answer(client, words["statistics"])
@@ -169,11 +179,12 @@ class _Renewer:
     def _ping(self) -> None:
         now = time.monotonic()
         if self._child >= 0 and now >= self._hangs_at:
-            background.log(f"fetcher: no answer in {_PONG_S:g} s; it is killed")
+            background.log(f"fetcher: no answer in {self._patience_s:g} s; it is killed")
+            self._patience_s = min(2 * self._patience_s, _PONG_MAX_S)
             os.kill(self._child, signal.SIGKILL)  # buried when its end is seen
             self._hangs_at = math.inf
         elif self._child >= 0 and now >= self._ping_at:
-            self._ping_at, self._hangs_at = math.inf, now + _PONG_S
+            self._ping_at, self._hangs_at = math.inf, now + self._patience_s
             self._tell({"ping": True})
 
     def _bury(self) -> None:
@@ -350,7 +361,6 @@ class _Renewer:
             self._start_due()
             if self._child < 0 and time.monotonic() >= self._restart_at:
                 self.start_fetcher()
-            self._ping()
             poll = select.poll()
             poll.register(self._link, select.POLLRDHUP)
             for fd in (self._listener.fileno(), self._woken, *self._clients):
@@ -373,6 +383,7 @@ class _Renewer:
                     self._hear()
                 elif fd in self._clients:
                     self._serve(self._clients[fd])
+            self._ping()  # after an answer that was there already was heard: it may be we who were held up
 
     def _wait_ms(self) -> int | None:
         ends = [origin.due for origin in self._origins.values() if not origin.busy]

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
 from lazyfs import renewer
 from lazyfs.remote import Origin, RegistryHost, RegistryOrigin, WebSource, number_of, words_of
 from registry.proxies import proxies_for
@@ -40,6 +47,53 @@ def test_pauses_grow_and_have_an_end_however_long_a_registry_is_away() -> None:
     assert pauses == sorted(pauses)
     assert pauses[0] < 1
     assert pauses[-1] < 60
+
+
+@pytest.fixture
+def idle_renewer() -> Iterator[renewer._Renewer]:
+    """Without a fetcher, and in no loop."""
+    origins = os.memfd_create("origins", os.MFD_CLOEXEC)
+    with socket.socket(socket.AF_UNIX) as listener:
+        it = renewer._Renewer(listener, -1, -1, origins)
+        yield it
+        os.close(it._woken)
+    os.close(origins)
+
+
+def test_a_fetcher_that_is_only_slow_gets_more_time_after_each_that_was_killed(
+    idle_renewer: renewer._Renewer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = idle_renewer
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda process, _: killed.append(process))
+    patience = [it._patience_s]
+    it._child = 1 << 30
+    for _ in range(8):
+        it._hangs_at = 0.0
+        it._ping()
+        patience.append(it._patience_s)
+    assert killed == 8 * [it._child]
+    assert patience[0] < patience[1] < patience[2]
+    assert patience == sorted(patience)
+    assert 60 < patience[-1] < 600
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        it._lines = ours
+        theirs.sendall(8 * b'{"pong": true}\n')
+        it._hear()
+    assert it._patience_s == patience[0]
+
+
+def test_a_fetcher_that_takes_no_more_lines_is_told_once_and_then_killed(idle_renewer: renewer._Renewer) -> None:
+    it = idle_renewer
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        ours.settimeout(0.01)
+        it._lines = ours
+        it._tell({"much": "x" * (4 << 20)})
+        assert it._lines is None
+        assert it._hangs_at <= time.monotonic()
+        it._tell({"more": 1})  # not another wait
 
 
 def test_a_proxy_is_the_one_that_the_environment_names_for_the_scheme() -> None:
