@@ -18,8 +18,9 @@ _UMOUNT_NOFOLLOW = 8
 
 
 class TableRow(Record):
-    """One row of the mount table, later rows lie over earlier ones."""
+    """One row of the mount table. Their order does not say which of two mounts on a target lies over the other."""
 
+    id: int
     target: str
     kind: str
     source: str
@@ -37,7 +38,8 @@ def mount_table() -> list[TableRow]:
     for line in lines:
         left, _, right = line.partition(b" - ")
         kind, source = right.split(b" ")[:2]
-        rows.append(TableRow(_unescape(left.split(b" ")[4]), os.fsdecode(kind), _unescape(source)))
+        number, _, _, _, target, *_ = left.split(b" ")
+        rows.append(TableRow(int(number), _unescape(target), os.fsdecode(kind), _unescape(source)))
     return rows
 
 
@@ -54,20 +56,49 @@ def unmount(path: str) -> str:
     A user who is not root has a portable mount undone by fusermount3, which knows who made it.
     """
     real = os.path.realpath(path)
-    rows = [row for row in mount_table() if row.target == real]
-    if not rows or not rows[-1].ours:
-        raise MountError(f"{path}: got no onesec mount")
+    directory, name = os.path.split(real)
     try:
-        cext.umount2(real, _UMOUNT_NOFOLLOW)
+        above = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise MountError(f"{path}: got no onesec mount") from error
+    try:
+        # From here on links and renamed directories on the way to it lead nowhere else.
+        place = f"/proc/self/fd/{above}/{name}"
+        row = _topmost(place) if name else None
+        if row is None or row.target != real or not row.ours:
+            raise MountError(f"{path}: got no onesec mount")
+        _undo(row, place, path)
+    finally:
+        os.close(above)
+    return real
+
+
+def _topmost(place: str) -> TableRow | None:
+    """The mount that a path leads to."""
+    try:
+        fd = os.open(place, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        with open(f"/proc/self/fdinfo/{fd}") as file:
+            words = dict(line.split(":", 1) for line in file.read().splitlines() if ":" in line)
+    finally:
+        os.close(fd)  # with it open the mount would be busy
+    number = int(words["mnt_id"])
+    return next((row for row in mount_table() if row.id == number), None)
+
+
+def _undo(row: TableRow, place: str, path: str) -> None:
+    try:
+        cext.umount2(place, _UMOUNT_NOFOLLOW)
     except PermissionError as error:
-        if rows[-1].kind == "overlay":
+        if row.kind == "overlay":
             raise MountError(f"{path}: not permitted", hint="a kernel mount is undone by root") from error
-        _fusermount(path, real)
+        _fusermount(path, row.target)
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise _in_use(path) from error
         raise MountError(f"{path}: {os.strerror(error.errno or 0).lower()}") from error
-    return real
 
 
 def _fusermount(path: str, real: str) -> None:

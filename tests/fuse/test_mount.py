@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import cext
-from lazyfs import erofs_mount, mount_records, mount_table, mount_target, unattached
+from lazyfs import erofs_mount, mount, mount_records, mount_table, mount_target, unattached
 from lazyfs.errors import MountError
 from lazyfs.probe import KernelFeatures, probe
-from tests.support.mounts import mount_file
+from tests.support.mounts import lowers_of, mount_file
 from tests.support.trees import PlainImage, make_image
 from tests.support.waiting import eventually
 
@@ -45,6 +45,20 @@ def mounted(image: PlainImage, target: Path) -> Iterator[Path]:
         yield target
     finally:
         mount_table.unmount(str(target))
+
+
+def attach(tree: int, target: Path) -> None:
+    """Closes the tree: a mount with a descriptor of it is busy."""
+    place = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        unattached.attach(tree, place)
+    finally:
+        os.close(place)
+        os.close(tree)
+
+
+def anothers() -> int:
+    return unattached.create("tmpfs", "another's", [("source", "another's")], 0)
 
 
 def test_a_mounted_image_reads_through_its_redirects_and_refuses_writes(image: PlainImage, tmp_path: Path) -> None:
@@ -121,6 +135,41 @@ def test_umount_refuses_what_is_not_ours_and_what_is_in_use(image: PlainImage, t
     with mounted(image, tmp_path / "m") as root, open(root / "data/hello", "rb"), pytest.raises(MountError) as caught:
         mount_table.unmount(str(root))
     assert "in use" in str(caught.value)
+
+
+def test_umount_leaves_what_lies_over_a_mount_of_ours(image: PlainImage, tmp_path: Path) -> None:
+    """Since Linux 6.8 the mount table has mounts in the order in which they were made."""
+    over = anothers()
+    with mounted(image, tmp_path / "m") as root:
+        attach(over, root)
+        try:
+            with pytest.raises(MountError, match="got no onesec mount"):
+                mount_table.unmount(str(root))
+        finally:
+            cext.umount2(str(root), 0)
+        assert (root / "data/hello").read_bytes() == b"hello, content\n"
+
+
+def test_umount_undoes_a_mount_of_ours_that_lies_over_a_younger_one(image: PlainImage, tmp_path: Path) -> None:
+    target = tmp_path / "m"
+    target.mkdir()
+    with ExitStack() as stack:
+        file, objects = stack.enter_context(opened(image))
+        ours = mount.overlay(lowers_of(stack, file, objects, name="test"), name="test", attributes=0)
+        attach(anothers(), target)
+        stack.callback(cext.umount2, str(target), 0)
+        attach(ours, target)
+        try:
+            assert mount_table.unmount(str(target)) == str(target)
+        except MountError:
+            cext.umount2(str(target), 0)
+            raise
+        assert [row.kind for row in mount_table.mount_table() if row.target == str(target)] == ["tmpfs"]
+
+
+def test_umount_of_a_directory_in_a_mount_of_ours_is_refused(image: PlainImage, tmp_path: Path) -> None:
+    with mounted(image, tmp_path / "m") as root, pytest.raises(MountError, match="got no onesec mount"):
+        mount_table.unmount(str(root / "data"))
 
 
 def test_umount_finds_a_mount_through_a_link(image: PlainImage, tmp_path: Path) -> None:
