@@ -57,7 +57,7 @@ def attach(tree: int, target: Path) -> None:
         os.close(tree)
 
 
-def anothers() -> int:
+def foreign_mount() -> int:
     return unattached.create("tmpfs", "another's", [("source", "another's")], 0)
 
 
@@ -139,7 +139,7 @@ def test_umount_refuses_what_is_not_ours_and_what_is_in_use(image: PlainImage, t
 
 def test_umount_leaves_what_lies_over_a_mount_of_ours(image: PlainImage, tmp_path: Path) -> None:
     """Since Linux 6.8 the mount table has mounts in the order in which they were made."""
-    over = anothers()
+    over = foreign_mount()
     with mounted(image, tmp_path / "m") as root:
         attach(over, root)
         try:
@@ -156,7 +156,7 @@ def test_umount_undoes_a_mount_of_ours_that_lies_over_a_younger_one(image: Plain
     with ExitStack() as stack:
         file, objects = stack.enter_context(opened(image))
         ours = mount.overlay(lowers_of(stack, file, objects, name="test"), name="test", attributes=0)
-        attach(anothers(), target)
+        attach(foreign_mount(), target)
         stack.callback(cext.umount2, str(target), 0)
         attach(ours, target)
         try:
