@@ -186,7 +186,8 @@ class Descriptor(Record):
         """BLAKE3 and size of the head of a boot pack. Raises BadDocumentError where the annotations don't say."""
         match = _DECODED.fullmatch(self.annotations.get(HEAD_DIGEST, ""))
         size = self.annotations.get(HEAD_SIZE, "")
-        if match is None or not size.isascii() or not size.isdigit() or not 0 < int(size[:19]) <= self.size:
+        known = size.isascii() and size.isdigit() and len(size) <= 19
+        if match is None or not known or not 0 < int(size) <= self.size:
             raise BadDocumentError(
                 f"descriptor of {self.digest}", f"annotations {HEAD_DIGEST} and {HEAD_SIZE} are missing or broken"
             )

@@ -163,6 +163,13 @@ def test_broken_decoded_annotations_are_refused(notes: tuple[str, str]) -> None:
         _ = Descriptor(EROFS, Digest.of(b""), 0, dict(zip(keys, notes, strict=True))).decoded
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "²", "101", "1" * 30, f"{1:019}{9:030}", f"{1:019}{9:05000}"])
+def test_a_boot_pack_s_head_lies_within_it(size: str) -> None:
+    notes = {"vnd.onesec.bootpack.head.digest": "blake3:" + "0" * 64, "vnd.onesec.bootpack.head.size": size}
+    with pytest.raises(BadDocumentError):
+        _ = Descriptor(PACK, Digest.of(b""), 100, notes).head
+
+
 def test_a_layer_record_survives_its_json() -> None:
     record = LayerRecord(a_descriptor(b"index", LAYER), (a_descriptor(b"one"), a_descriptor(b"two")))
     assert LayerRecord.parse(record.dump()) == record
