@@ -103,10 +103,13 @@ class _Objects:
         while offset < end:
             part = found.parts[row]
             first, last = offset - part.start, min(end - part.start, part.length)
-            chunk = bytes(part.length) if part.frame is None else self._chunk(found, part)
-            if chunk is None:
-                return None
-            pieces.append(chunk[first:last])
+            if part.frame is None:  # a hole, as long as its author likes
+                pieces.append(bytes(last - first))
+            else:
+                chunk = self._chunk(found, part)
+                if chunk is None:
+                    return None
+                pieces.append(chunk[first:last])
             offset = part.start + last
             row += 1
         return b"".join(pieces)

@@ -12,6 +12,7 @@ from cext.errors import CorruptError
 from imagebuilder.importer import import_image
 from imagebuilder.layer import Workshop, assemble_image
 from imagebuilder.trees import layer_from_tree
+from lazyfs import bootcheck
 from lazyfs.bootcheck import check_boot_pack
 from lazyfs.bootpack import PAGE, BootPackBytes, Page, Run, encode
 from lazyfs.index.tables import TablesReader
@@ -20,8 +21,10 @@ from registry.image import put_boot_pack
 from registry.layout import Layout
 from registry.model import PACK, TABLES, Manifest
 from registry.reference import Reference
+from tests.support.objects import make_objects
 
 APP = Reference.parse("app")
+HOLE = 1 << 60  # more than an address space
 CONFIG = b'{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'
 FILES = {
     "large": os.urandom(700_000),
@@ -121,6 +124,14 @@ def test_what_is_elsewhere_is_not_compared(here: Layout) -> None:
     for pack in made.each(PACK):
         os.unlink(here.blob_path(pack.digest))
     assert 0 < check_boot_pack(here, made) <= 2 << 20  # of the hole, which no pack has
+
+
+def test_a_hole_of_any_length_takes_no_memory(here: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its author writes a number for it."""
+    made = make_objects(tmp_path / "set", {"hole": [HOLE]})
+    monkeypatch.setattr(bootcheck, "read_decoded", lambda *_: made.tables.read_bytes())
+    pack = encode([(made.ids["hole"], HOLE // PAGE - 1)], lambda _: HOLE, lambda run: bytes(run.length))
+    assert check_boot_pack(here, put(here, pack)) == PAGE
 
 
 def test_an_import_of_an_image_whose_boot_pack_lies_has_no_name(here: Layout, tmp_path: Path) -> None:
