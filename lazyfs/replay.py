@@ -30,9 +30,10 @@ def start(objects: int, runs: Sequence[Run]) -> int:
     """
     if _is_cached(objects, runs):
         return -1
+    client = os.getpid()
     process = os.fork()
     if process == 0:
-        _become_replay(objects, runs)
+        _become_replay(objects, runs, client)
     return process
 
 
@@ -67,7 +68,7 @@ def _opened(objects: int, identity: bytes) -> int:
         return -1
 
 
-def _become_replay(objects: int, runs: Sequence[Run]) -> NoReturn:
+def _become_replay(objects: int, runs: Sequence[Run], client: int) -> NoReturn:
     try:
         cext.set_process_name(NAME)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
@@ -78,7 +79,7 @@ def _become_replay(objects: int, runs: Sequence[Run]) -> NoReturn:
         waiting: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
         for run in runs:
             waiting.put(run)
-        threads = [threading.Thread(target=_read, args=(root, waiting)) for _ in range(THREADS)]
+        threads = [threading.Thread(target=_read, args=(root, waiting, client)) for _ in range(THREADS)]
         for thread in threads:
             waiting.put(None)  # one end for each
             thread.start()
@@ -88,8 +89,9 @@ def _become_replay(objects: int, runs: Sequence[Run]) -> NoReturn:
         os._exit(0)
 
 
-def _read(objects: int, waiting: queue.SimpleQueue[Run | None]) -> None:
-    while (run := waiting.get()) is not None:
+def _read(objects: int, waiting: queue.SimpleQueue[Run | None], client: int) -> None:
+    """Until the client is gone: one that is killed cannot end us."""
+    while (run := waiting.get()) is not None and os.getppid() == client:
         identity, offset, length = run
         fd = _opened(objects, identity)
         if fd < 0:

@@ -286,7 +286,7 @@ static PyObject *store(PyObject *object, PyObject *args) {
 }
 
 /* cached(fd, offset, length): bytes of a file that are in the page cache; None where the kernel (before 6.5) cannot
- * say. fd is on the object mount itself: on an overlay the call sees nothing. */
+ * say, or does not, as of files of others. fd is on the object mount itself: on an overlay the call sees nothing. */
 static PyObject *cached(PyObject *module, PyObject *args) {
     int fd;
     unsigned long long offset, length;
@@ -301,7 +301,7 @@ static PyObject *cached(PyObject *module, PyObject *args) {
     } range = {offset, length};
     if (syscall(SYS_cachestat, fd, &range, &found, 0) == 0)
         return PyLong_FromUnsignedLongLong(found.cache * (unsigned long long)sysconf(_SC_PAGESIZE));
-    if (errno == ENOSYS || errno == EOPNOTSUPP)
+    if (errno == ENOSYS || errno == EOPNOTSUPP || errno == EPERM)
         Py_RETURN_NONE;
     return PyErr_SetFromErrno(PyExc_OSError);
 }
