@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -96,7 +97,7 @@ def connect(directory: int) -> socket.socket | None:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         sock.settimeout(TIMEOUT_S)
-        sock.connect(f"/proc/self/fd/{directory}/socket")  # the path itself may be too long for an address
+        connect_within(sock, directory, "socket", TIMEOUT_S, "object server")
         _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid not in (0, os.geteuid()):
             raise ObjectServerError(f"object server: its socket belongs to uid {uid}", hint="choose another --run-dir")
@@ -107,6 +108,19 @@ def connect(directory: int) -> socket.socket | None:
         sock.close()
         raise
     return sock
+
+
+def connect_within(sock: socket.socket, directory: int, name: str, seconds: float, what: str) -> None:
+    """To a socket of a domain's directory. With many starts at once its queue may be full, which is no failure."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            sock.connect(f"/proc/self/fd/{directory}/{name}")  # the path itself may be too long for an address
+            return
+        except BlockingIOError as error:
+            if time.monotonic() >= end:
+                raise ObjectServerError(f"{what}: no answer in {seconds:g} s", hint="its log says why") from error
+            time.sleep(0.01)
 
 
 def log_tail(

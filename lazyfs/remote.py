@@ -20,6 +20,7 @@ from typing import Any
 
 import cext
 from cext.record import EMPTY, Record, as_dict
+from lazyfs.domain import connect_within
 from lazyfs.errors import ObjectServerError
 
 MESSAGE_MAX = 192 << 10
@@ -101,7 +102,7 @@ def register(directory: int, ask: Ask, origin: Origin, known: Sequence[Source] =
     first = [as_dict(one) for one in known if one.authorities is None]
     end = time.monotonic() + _PATIENCE_S
     while True:
-        sock = _connect(directory)
+        sock = connect(directory)
         if sock is not None:
             with sock:
                 answer = _tell(sock, {"op": "origin", "origin": words, "known": first})
@@ -114,7 +115,7 @@ def register(directory: int, ask: Ask, origin: Origin, known: Sequence[Source] =
 
 def sources(directory: int, number: int) -> list[Source]:
     """What a registered origin's blobs can be read from now; waits until the renewer has got credentials."""
-    sock = _connect(directory)
+    sock = connect(directory)
     answer = None
     if sock is not None:
         with sock:
@@ -128,7 +129,7 @@ def sources(directory: int, number: int) -> list[Source]:
 
 def statistics(directory: int) -> dict[str, Any] | None:
     """What the fetcher of a domain counts (cext.fetch.Fetcher.statistics), or None if there is none."""
-    sock = _connect(directory)
+    sock = connect(directory)
     if sock is None:
         return None
     with sock:
@@ -140,7 +141,7 @@ def _start(directory: int, ask: Ask, cgroup: str | None) -> None:
     lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=directory)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if (sock := _connect(directory)) is not None:  # somebody was faster
+        if (sock := connect(directory)) is not None:  # somebody was faster
             sock.close()
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -162,11 +163,11 @@ def _start(directory: int, ask: Ask, cgroup: str | None) -> None:
         os.close(lock)
 
 
-def _connect(directory: int) -> socket.socket | None:
+def connect(directory: int) -> socket.socket | None:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         sock.settimeout(_TIMEOUT_S)
-        sock.connect(f"/proc/self/fd/{directory}/fetch")
+        connect_within(sock, directory, "fetch", _TIMEOUT_S, "fetcher")
     except (FileNotFoundError, ConnectionRefusedError):
         sock.close()
         return None
