@@ -96,18 +96,19 @@ class Stream:
     def file(self) -> int:
         """Borrowed: the copy, to be read alone, which grows in order. -1: there is none."""
         self._save()
-        if self._copy >= 0 and self._readable < 0:  # whoever gets it may not change what the layout is going to have
-            with suppress(OSError):
-                self._readable = os.open(f"/proc/self/fd/{self._copy}", os.O_RDONLY | os.O_CLOEXEC)
-        return self._readable
+        with self._saving:  # a full disk closes the copy, and its number may be another file's then
+            if self._copy >= 0 and self._readable < 0:  # whoever gets it may not change what the layout will have
+                with suppress(OSError):
+                    self._readable = os.open(f"/proc/self/fd/{self._copy}", os.O_RDONLY | os.O_CLOEXEC)
+            return self._readable
 
     def keep(self) -> None:
         """Gives the blob its name in the layout, if all of it is right. All of it has to be read."""
+        self._save()
         if self._copy < 0:
             return
         import hashlib
 
-        self._save()
         with open(os.dup(self._copy), "rb") as file:
             file.seek(0)
             if hashlib.file_digest(file, "sha256").digest() != self._digest:
