@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import os
-import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -21,7 +20,6 @@ from registry.request import BUNDLES, CONNECT_SECONDS, SILENCE_SECONDS, Body, Re
 _ENCODED = (None, "identity")
 _BLANKS = " \t\r"
 _MARK = "-----BEGIN CERTIFICATE-----"
-_live: weakref.WeakSet[ThinTransport]
 
 
 class ThinTransport:
@@ -42,7 +40,6 @@ class ThinTransport:
         self._system = environment.get("SSL_CERT_FILE") or None
         self._getter = Getter(authorities=self._system, connect=connect, silence=silence)
         self.loop = Loop(self._getter.wait)
-        _live.add(self)
 
     def __enter__(self) -> ThinTransport:
         return self
@@ -51,15 +48,8 @@ class ThinTransport:
         self.close()
 
     def close(self) -> None:
-        _live.discard(self)
         self.loop.close()
         self._getter.close()
-
-    def park(self) -> None:
-        self._getter.park()
-
-    def unpark(self) -> None:
-        self._getter.unpark()
 
     def wake(self) -> None:
         """Has tasks look again at what they wait for. Any thread."""
@@ -202,25 +192,3 @@ class _Answer:
 def _read(path: str) -> str:
     with open(path, encoding="utf-8", errors="replace") as file:
         return file.read()
-
-
-# ---------------------------------------------------------------------- forks
-
-_live = weakref.WeakSet()
-
-
-def _park() -> None:
-    for one in _live:
-        one.park()
-
-
-def _unpark() -> None:
-    for one in _live:
-        one.unpark()
-
-
-def _forget() -> None:
-    _live.clear()
-
-
-os.register_at_fork(before=_park, after_in_parent=_unpark, after_in_child=_forget)

@@ -7,9 +7,13 @@
 
 typedef struct one_getter {
     PyObject_HEAD os_get *get; /* owned; NULL: closed. Changed under the GIL alone */
-    unsigned parked;           /* forks under way; guarded by the GIL */
+    bool parked;               /* a fork is under way; guarded by the GIL */
     unsigned waits;            /* threads in wait(); guarded by the GIL */
+    struct one_getter *next;   /* borrowed; guarded by the GIL */
 } one_getter;
+
+/* Those that are open, for forks. Guarded by the GIL. */
+static one_getter *getters;
 
 static const char *const ENDS[] = {"",          "done",   "connect", "silent", "refused",
                                    "untrusted", "no-tls", "proxy",   "broken", "headers"};
@@ -43,8 +47,11 @@ static int init(PyObject *object, PyObject *arguments, PyObject *keywords) {
     }
     options.connect_ms = (uint32_t)(connect * 1000);
     options.silence_ms = (uint32_t)(silence * 1000);
-    if (os_get_make(&options, &self->get, &failure) == OS_OK)
+    if (os_get_make(&options, &self->get, &failure) == OS_OK) {
+        self->next = getters;
+        getters = self;
         return 0;
+    }
     os_py_raise(&failure);
     return -1;
 }
@@ -54,6 +61,11 @@ static void shut(one_getter *self) {
     self->get = NULL;
     if (get == NULL)
         return;
+    for (one_getter **place = &getters; *place != NULL; place = &(*place)->next)
+        if (*place == self) {
+            *place = self->next;
+            break;
+        }
     Py_BEGIN_ALLOW_THREADS;
     os_get_free(get);
     Py_END_ALLOW_THREADS;
@@ -69,7 +81,7 @@ static void finalize(PyObject *object) {
 static PyObject *py_close(PyObject *object, PyObject *unused) {
     (void)unused;
     const one_getter *self = (one_getter *)object;
-    if (self->parked > 0 && self->get != NULL && !os_get_inherited(self->get))
+    if (self->parked && self->get != NULL && !os_get_inherited(self->get))
         return PyErr_Format(PyExc_ValueError, "getter: parked for a fork");
     if (self->waits > 0)
         return PyErr_Format(PyExc_ValueError, "getter: got close() beside wait(), want it after");
@@ -203,19 +215,27 @@ static PyObject *wake(PyObject *object, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-static PyObject *park(PyObject *object, PyObject *unused) {
-    one_getter *self = (one_getter *)object;
+/* Not written in Python, where a signal that comes during a fork is acted on before the first line of what follows it:
+ * that would be left out, with the getter parked for ever. */
+PyObject *os_py_fetch_park(PyObject *module, PyObject *unused) {
+    (void)module;
     (void)unused;
-    if (self->get != NULL && self->parked++ == 0)
-        os_get_park(self->get);
+    for (one_getter *one = getters; one != NULL; one = one->next)
+        if (!one->parked && !os_get_inherited(one->get)) {
+            os_get_park(one->get);
+            one->parked = true;
+        }
     Py_RETURN_NONE;
 }
 
-static PyObject *unpark(PyObject *object, PyObject *unused) {
-    one_getter *self = (one_getter *)object;
+PyObject *os_py_fetch_unpark(PyObject *module, PyObject *unused) {
+    (void)module;
     (void)unused;
-    if (self->get != NULL && self->parked > 0 && --self->parked == 0)
-        os_get_unpark(self->get);
+    for (one_getter *one = getters; one != NULL; one = one->next)
+        if (one->parked && !os_get_inherited(one->get)) {
+            one->parked = false;
+            os_get_unpark(one->get);
+        }
     Py_RETURN_NONE;
 }
 
@@ -234,8 +254,6 @@ static PyMethodDef methods[] = {
     {"wait", wait_for_news, METH_O,
      "wait(seconds): until there is news, or a while has passed, a quarter of a second at most."},
     {"wake", wake, METH_NOARGS, "Ends a wait. Any thread."},
-    {"park", park, METH_NOARGS, "Before a fork: its thread holds no lock until unpark."},
-    {"unpark", unpark, METH_NOARGS, "After it, in the parent. The child may not use the getter."},
     {"close", py_close, METH_NOARGS, "Gives up what runs, and ends the thread. May be called again."},
     {"__enter__", py_enter, METH_NOARGS, NULL},
     {"__exit__", py_close, METH_VARARGS, NULL},

@@ -23,6 +23,8 @@ PyObject *os_py_fetch_serve(PyObject *object, PyObject *arguments);
 PyObject *os_py_fetch_statistics(PyObject *object, PyObject *unused);
 
 extern PyType_Spec os_py_getter_spec;
+PyObject *os_py_fetch_park(PyObject *module, PyObject *unused);
+PyObject *os_py_fetch_unpark(PyObject *module, PyObject *unused);
 
 /* Functions of the module. */
 PyObject *os_py_fetch_content_range(PyObject *module, PyObject *arguments);

@@ -215,6 +215,9 @@ static PyMethodDef functions[] = {
     {"retry_after", os_py_fetch_retry_after, METH_VARARGS,
      "retry_after(value) -> seconds from now, 0 if it makes no sense."},
     {"redirect", os_py_fetch_redirect, METH_VARARGS, "redirect(url, location) -> (url, credentials may go along)."},
+    {"park_getters", os_py_fetch_park, METH_NOARGS,
+     "Before a fork: no getter's thread holds a lock until unpark_getters."},
+    {"unpark_getters", os_py_fetch_unpark, METH_NOARGS, "After it, in the parent. The child may not use the getters."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -212,12 +212,10 @@ from cext.fetch import Getter
 getter = Getter()
 number = getter.start(sys.argv[1])
 for _ in range(20):
-    getter.park()
     child = os.fork()
     if child == 0:
         getter.close()  # does nothing, and does not hang
         os._exit(7)
-    getter.unpark()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 body = b""
 while not getter.look(number)[1]:
@@ -231,6 +229,31 @@ def test_a_child_that_is_forked_while_bytes_come_in_can_let_go_of_it(origin: Ori
     words = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS, place(origin)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT, check=False)
     assert (done.stdout, done.stderr) == (f"{len(DATA)} done\n", "")
+
+
+INTERRUPTED = """
+import ctypes, functools, os, signal, sys
+raise_signal = getattr(ctypes.CDLL(None), "raise")  # Python's would act on it
+os.register_at_fork(after_in_parent=functools.partial(raise_signal, signal.SIGINT))
+from cext.fetch import Getter
+getter = Getter()
+number = getter.start(sys.argv[1])
+try:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+except KeyboardInterrupt:
+    print("interrupted")
+while not getter.look(number)[1]:
+    getter.wait(1)
+print(getter.look(number)[1])
+"""
+
+
+def test_an_interrupt_during_a_fork_comes_after_it_and_leaves_nothing_parked(origin: Origin) -> None:
+    words = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", INTERRUPTED, place(origin)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT, check=False)
+    assert (done.stdout, done.stderr) == ("interrupted\ndone\n", "")
 
 
 @pytest.fixture(scope="module")
