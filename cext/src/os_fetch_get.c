@@ -10,6 +10,7 @@
  * go of everything, and ours only use addresses or do so in a process that made its engine after the fork.
  *
  * A transfer is freed by the thread, or by os_get_free once the thread has ended. */
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -150,7 +151,11 @@ os_code os_get_make(const os_get_options *options, os_get **out, os_failure *fai
             memcpy(get->authorities, options->authorities, size);
         whole = whole && get->authorities != NULL;
     }
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* whoever blocks a signal is not to get it by way of our thread */
     int error = whole ? env->start_thread(env->context, &get->thread, drive, get) : 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (whole && error == 0) {
         *out = get;
         return OS_OK;

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -204,6 +206,20 @@ def test_there_is_a_bound_for_requests_at_once() -> None:
             getter.start(url)
         with pytest.raises(LimitError):
             getter.start(url)
+
+
+def test_its_thread_takes_no_signals() -> None:
+    tasks = Path("/proc/self/task")
+    before = set(os.listdir(tasks))
+    with socket.socket() as nobody, Getter() as getter:
+        nobody.bind(("127.0.0.1", 0))
+        # A thread that begins blocks them for a moment anyway; this one has done something.
+        assert finish(getter, getter.start(f"http://127.0.0.1:{nobody.getsockname()[1]}/"))[1] == "refused"
+        (ours,) = set(os.listdir(tasks)) - before
+        lines = (tasks / ours / "status").read_text().splitlines()
+    (blocked,) = [int(line.split()[1], 16) for line in lines if line.startswith("SigBlk:")]
+    assert blocked >> (signal.SIGINT - 1) & 1
+    assert blocked >> (signal.SIGTERM - 1) & 1
 
 
 FORKS = """
