@@ -78,7 +78,12 @@ def save(path: str, runs: Sequence[Run]) -> None:
         with suppress(OSError):
             os.unlink(fresh)
         raise
-    others = sorted((entry.stat().st_mtime_ns, entry.path) for entry in os.scandir(directory) if entry.path != path)
+    others = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # of a start that ends beside this one
+                others.append((entry.stat().st_mtime_ns, entry.path))
+    others = sorted(one for one in others if one[1] != path)
     for _, other in others[: max(0, len(others) - COMMANDS_MAX + 1)]:
         with suppress(OSError):
             os.unlink(other)

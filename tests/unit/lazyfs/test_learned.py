@@ -66,6 +66,14 @@ def test_an_image_has_so_many_commands_and_the_oldest_goes(tmp_path: Path) -> No
     assert [os.path.exists(path) for path in paths] == [False] * 3 + [True] * learned.COMMANDS_MAX
 
 
+def test_a_file_that_goes_while_another_is_saved_is_no_error(tmp_path: Path) -> None:
+    path = learned.path_of(tmp_path, "12" * 32, ())
+    os.makedirs(os.path.dirname(path))
+    os.symlink("gone", f"{path}.1")  # listed, and not there
+    learned.save(path, RUNS)
+    assert learned.load(path, silent) == RUNS
+
+
 def test_images_that_are_gone_are_forgotten(tmp_path: Path) -> None:
     assert learned.forget(tmp_path, ()) == 0
     kept, gone = (learned.path_of(tmp_path, name * 32, ()) for name in ("12", "34"))
