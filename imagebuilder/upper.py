@@ -151,6 +151,7 @@ class _UpperWalk(Walk):
 
     def _copy(self, path: bytes, lower: bytes) -> None:
         """What a renamed directory still has of the base."""
+        check_depth(path)
         found = self._base.lookup(lower)
         if found is None:
             raise CorruptError(f"{os.fsdecode(lower)}: not in the base")
