@@ -249,6 +249,7 @@ def test_a_child_that_is_forked_while_bytes_come_in_can_let_go_of_it(origin: Ori
 
 INTERRUPTED = """
 import ctypes, functools, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background has it ignored
 raise_signal = getattr(ctypes.CDLL(None), "raise")  # Python's would act on it
 os.register_at_fork(after_in_parent=functools.partial(raise_signal, signal.SIGINT))
 from cext.fetch import Getter
