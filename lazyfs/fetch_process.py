@@ -17,7 +17,7 @@ from lazyfs import background
 FETCHER = "onesec-fetcher"
 _NOBODY = 65534
 _ENGINE_S = 5.0
-_HELD_MAX = 4 << 20  # bytes of lines that the fetcher has not taken yet
+HELD_MAX = 4 << 20  # bytes of a line that has no end so far
 
 
 def become_fetcher(lines: int, link: int, memory: int) -> NoReturn:
@@ -63,7 +63,7 @@ def _take_lines(fetcher: Any, fd: int, news: int) -> None:
                 sock.sendall(json.dumps({"news": fetcher.news()}).encode() + b"\n")
                 continue
             data = sock.recv(1 << 16)
-            if not data or len(received) > _HELD_MAX:
+            if not data or len(received) > HELD_MAX:
                 return
             *lines, received = (received + data).split(b"\n")
             for line in lines:

@@ -41,7 +41,7 @@ import cext
 from cext.errors import OnesecError
 from lazyfs import background
 from lazyfs.fetch_credentials import Credentials, credentials_of, first_try, of_client
-from lazyfs.fetch_process import become_fetcher
+from lazyfs.fetch_process import HELD_MAX, become_fetcher
 from lazyfs.remote import MESSAGE_MAX, number_of
 from registry.proxies import proxies_for
 
@@ -159,7 +159,7 @@ class _Renewer:
             data = self._lines.recv(1 << 16)
         except OSError:
             data = b""
-        if not data:
+        if not data or len(self._received) > HELD_MAX:  # with no line to it, it is killed as one that hangs
             self._lines.close()
             self._lines = None
             return

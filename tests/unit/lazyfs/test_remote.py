@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from lazyfs import renewer
+from lazyfs.fetch_process import HELD_MAX
 from lazyfs.remote import Origin, RegistryHost, RegistryOrigin, WebSource, number_of, words_of
 from registry.proxies import proxies_for
 
@@ -94,6 +95,20 @@ def test_a_fetcher_that_takes_no_more_lines_is_told_once_and_then_killed(idle_re
         assert it._lines is None
         assert it._hangs_at <= time.monotonic()
         it._tell({"more": 1})  # not another wait
+
+
+def test_a_fetcher_that_ends_no_line_is_heard_no_longer(idle_renewer: renewer._Renewer) -> None:
+    it = idle_renewer
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        it._lines = ours
+        for _ in range(2 * HELD_MAX >> 14):
+            if it._lines is None:
+                break
+            theirs.sendall(b"x" * (1 << 14))
+            it._hear()
+        assert it._lines is None
+        assert len(it._received) < 2 * HELD_MAX
 
 
 def test_a_proxy_is_the_one_that_the_environment_names_for_the_scheme() -> None:
