@@ -4,6 +4,7 @@
  *
  * After any fault each want is told exactly once, with the right bytes or a code that says why not, and no descriptor
  * and no memory is left. A single fault of the network is made up for. */
+#include <dirent.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -28,7 +29,7 @@ static struct {
     kind kind;
     bool forever;
     int at; /* number of the call, from 1 */
-    atomic_int calls, injected, memory, descriptors;
+    atomic_int calls, injected, memory;
 } world;
 
 static void complain(const char *words, int value) {
@@ -64,14 +65,17 @@ static int open_socket(void *context, int family, int type, int protocol) {
         errno = EMFILE;
         return -1;
     }
-    int fd = os_env_system.socket(context, family, type, protocol);
-    atomic_fetch_add(&world.descriptors, fd >= 0);
-    return fd;
+    return os_env_system.socket(context, family, type, protocol);
 }
 
-static int close_fd(void *context, int fd) {
-    atomic_fetch_sub(&world.descriptors, 1);
-    return os_env_system.close(context, fd);
+/* Of this process. Counted where the kernel has them: libcurl closes a socket now by our function, now by itself. */
+static int descriptors(void) {
+    DIR *directory = opendir("/proc/self/fd");
+    int found = 0;
+    while (readdir(directory) != NULL)
+        found++;
+    closedir(directory);
+    return found;
 }
 
 typedef struct told {
@@ -117,6 +121,7 @@ static void run(const os_env *env, const char *url, const uint8_t *digest, uint6
     os_fetch *fetch = NULL;
     told it = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
     bool submitted[WANTS] = {false};
+    int before = descriptors();
     memset(data, 0, sizeof data);
     if (os_fetch_make(&options, &fetch, &failure) == OS_OK &&
         os_fetch_set_source(fetch, 1, &place, &failure) == OS_OK &&
@@ -154,8 +159,8 @@ static void run(const os_env *env, const char *url, const uint8_t *digest, uint6
             check_want(&it, at, offset[at], data[at]);
     if (atomic_load(&world.memory) != 0)
         complain("pieces of memory left", atomic_load(&world.memory));
-    if (atomic_load(&world.descriptors) != 0)
-        complain("descriptors left", atomic_load(&world.descriptors));
+    if (descriptors() != before)
+        complain("descriptors left", descriptors() - before);
 }
 
 int main(int count, char **arguments) {
@@ -174,7 +179,6 @@ int main(int count, char **arguments) {
     env.allocate = allocate;
     env.release = release;
     env.socket = open_socket;
-    env.close = close_fd;
     curl_global_init(CURL_GLOBAL_DEFAULT);
     for (world.kind = MEMORY; world.kind < KINDS; world.kind++) {
         for (int forever = 0; forever < 2; forever++) {

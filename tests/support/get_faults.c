@@ -3,6 +3,7 @@
  * at % 251 at each place. Prints "kind how calls" for each; what it finds wrong goes to stderr, with exit status 1.
  *
  * After any fault each request ends, with the right bytes or in words, and no descriptor and no memory is left. */
+#include <dirent.h>
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -24,7 +25,7 @@ static struct {
     kind kind;
     bool forever;
     int at; /* number of the call, from 1 */
-    atomic_int calls, injected, memory, descriptors;
+    atomic_int calls, injected, memory;
 } world;
 
 static void complain(const char *words, int value) {
@@ -64,14 +65,17 @@ static int open_socket(void *context, int family, int type, int protocol) {
         errno = EMFILE;
         return -1;
     }
-    int fd = os_env_system.socket(context, family, type, protocol);
-    atomic_fetch_add(&world.descriptors, fd >= 0);
-    return fd;
+    return os_env_system.socket(context, family, type, protocol);
 }
 
-static int close_fd(void *context, int fd) {
-    atomic_fetch_sub(&world.descriptors, 1);
-    return os_env_system.close(context, fd);
+/* Of this process. Counted where the kernel has them: libcurl closes a socket now by our function, now by itself. */
+static int descriptors(void) {
+    DIR *directory = opendir("/proc/self/fd");
+    int found = 0;
+    while (readdir(directory) != NULL)
+        found++;
+    closedir(directory);
+    return found;
 }
 
 /* Takes the body of one request to its end. */
@@ -106,6 +110,7 @@ static void run(const os_env *env, const char *url, size_t size) {
     os_failure failure = {0};
     os_get *get = NULL;
     uint32_t number[REQUESTS] = {0};
+    int before = descriptors();
     if (os_get_make(&options, &get, &failure) == OS_OK) {
         for (int at = 0; at < REQUESTS; at++)
             if (os_get_start(get, &request, &number[at], &failure) != OS_OK && failure.message[0] == '\0')
@@ -120,8 +125,8 @@ static void run(const os_env *env, const char *url, size_t size) {
     os_get_free(get);
     if (atomic_load(&world.memory) != 0)
         complain("pieces of memory left", atomic_load(&world.memory));
-    if (atomic_load(&world.descriptors) != 0)
-        complain("descriptors left", atomic_load(&world.descriptors));
+    if (descriptors() != before)
+        complain("descriptors left", descriptors() - before);
 }
 
 int main(int count, char **arguments) {
@@ -134,7 +139,6 @@ int main(int count, char **arguments) {
     env.reallocate = reallocate;
     env.release = release;
     env.socket = open_socket;
-    env.close = close_fd;
     curl_global_init(CURL_GLOBAL_DEFAULT);
     for (world.kind = MEMORY; world.kind < KINDS; world.kind++) {
         for (int forever = 0; forever < 2; forever++) {
