@@ -99,6 +99,7 @@ static CURLcode set_basics(CURL *easy, os_get_transfer *transfer) {
     SET(CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
     SET(CURLOPT_NETRC, (long)CURL_NETRC_IGNORED);
     SET(CURLOPT_NOSIGNAL, 1L);
+    SET(CURLOPT_QUICK_EXIT, 1L); /* what is given up does not wait for the resolver, which may take a minute */
     SET(CURLOPT_USERAGENT, "onesec");
     SET(CURLOPT_HTTP_CONTENT_DECODING, 0L);
     SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);

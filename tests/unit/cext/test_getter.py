@@ -222,6 +222,53 @@ def test_its_thread_takes_no_signals() -> None:
     assert blocked >> (signal.SIGTERM - 1) & 1
 
 
+RESOLVER = """
+#include <netdb.h>
+#include <stddef.h>
+#include <unistd.h>
+int getaddrinfo(const char *name, const char *service, const struct addrinfo *hints, struct addrinfo **found) {
+    if (name == NULL || service == NULL || hints == NULL || found == NULL)
+        return EAI_FAIL;
+    if (write(1, "asked\\n", 6) == 6)
+        for (;;)
+            pause();
+    return EAI_FAIL;
+}
+"""
+
+GIVEN_UP = """
+import os, sys
+from cext.fetch import Getter
+getter = Getter(connect=1e6)
+number = getter.start("http://name.example/")
+assert os.read(int(sys.argv[1]), 6) == b"asked\\n"
+getter.drop(number)
+getter.wait(1)
+getter.close()
+os.write(2, b"closed")
+os._exit(0)
+"""
+
+
+def test_what_is_given_up_does_not_wait_for_a_resolver_that_never_answers(tmp_path: Path) -> None:
+    (tmp_path / "resolver.c").write_text(RESOLVER)
+    library = tmp_path / "resolver.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "resolver.c"], check=True)
+    reader, writer = os.pipe()
+    with open(reader, "rb"), open(writer, "wb") as said:
+        done = subprocess.run(
+            [sys.executable, "-c", GIVEN_UP, str(reader)],
+            env={**os.environ, "LD_PRELOAD": f"{os.environ.get('LD_PRELOAD', '')}:{library}".lstrip(":")},
+            stdout=said,
+            stderr=subprocess.PIPE,
+            pass_fds=(reader,),
+            timeout=PATIENCE_S,
+            cwd=ROOT,
+            check=False,
+        )
+    assert done.stderr == b"closed"
+
+
 FORKS = """
 import os, sys
 from cext.fetch import Getter
