@@ -35,4 +35,4 @@ def test_every_call_may_fail(sanitizers: str, name: str, tmp_path: Path) -> None
     points = {tuple(line.split()[:2]): int(line.split()[2]) for line in done.stdout.splitlines()}
     assert points.keys() == {(kind, how) for kind in ("memory", "socket") for how in ("once", "forever")}
     assert points["memory", "once"] >= 10
-    assert points["socket", "once"] >= 2
+    assert points["socket", "once"] >= 1  # how many there are depends on how soon the first request is done
