@@ -20,9 +20,9 @@ PLAIN = {name: value for name, value in os.environ.items() if name != "LD_PRELOA
 DATA = bytes(at % 251 for at in range(300000))
 
 
-@pytest.mark.parametrize("name", ["fetch_faults", "get_faults"])
+@pytest.mark.parametrize(("name", "sockets"), [("fetch_faults", 2), ("get_faults", 1)])
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
-def test_every_call_may_fail(sanitizers: str, name: str, tmp_path: Path) -> None:
+def test_every_call_may_fail(sanitizers: str, name: str, sockets: int, tmp_path: Path) -> None:
     program = str(tmp_path / "faults")
     words = ["cc", "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-fsanitize={sanitizers}"]
     words += [f"-I{ROOT}/cext/src", str(ROOT / "tests/support" / f"{name}.c")]
@@ -35,4 +35,5 @@ def test_every_call_may_fail(sanitizers: str, name: str, tmp_path: Path) -> None
     points = {tuple(line.split()[:2]): int(line.split()[2]) for line in done.stdout.splitlines()}
     assert points.keys() == {(kind, how) for kind in ("memory", "socket") for how in ("once", "forever")}
     assert points["memory", "once"] >= 10
-    assert points["socket", "once"] >= 1  # how many there are depends on how soon the first request is done
+    # At least. The getter's requests are few: where the first one is done before the next, they share its connection.
+    assert points["socket", "once"] >= sockets
